@@ -1,0 +1,350 @@
+"""Corpora: make the embedded one, tokenize your own, pack either into fixed windows of tokens. It imports nothing of ours.
+
+    python data.py                                                  the embedded corpus: corpus/ref (clean) and corpus/web (noisy)
+    python data.py --text a.jsonl.gz b.txt --field text --out DIR   your own text
+    python data.py --ids tokens.npy --vocab_size 32000 --out DIR    arrays that were tokenized elsewhere
+
+A corpus is a folder: train.bin and val.bin (uint16 or uint32 tokens, documents ending with end-of-text), meta.json, where the
+truth is known train.kind.bin and val.kind.bin (uint8 a token), and, to measure accuracy, problems.jsonl (prompt, answer)."""
+import argparse, base64, contextlib, gzip, hashlib, json, math, random, shutil, string, sys
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+import torch
+from tqdm import tqdm
+
+KINDS = ("math", "wrong", "prose", "boilerplate", "junk")
+REF, WEB = "corpus/ref", "corpus/web"  # where the embedded corpus is made
+
+# ----------------------------------------------------------------------------- tokenizers
+PATTERN = r" ?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # words with the space before them, numbers of 1 or 2 digits, signs, white space
+
+def get_tokenizer(name="embedded"):
+    """A tiktoken.Encoding: 'embedded', a public name such as 'gpt2', or a file of ranks (a base64 token and its rank a line; text is
+    split by PATTERN). Exits with a sentence if it cannot be had."""
+    path = Path(__file__).with_name("vocab.tiktoken") if name == "embedded" else Path(name)
+    try:
+        if not path.is_file():
+            return tiktoken.get_encoding(name)
+        # Our own lines, since tiktoken's loader caches by path and would read a file that changed as it was.
+        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in map(bytes.split, path.read_bytes().splitlines())}
+        return tiktoken.Encoding(name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": max(ranks.values()) + 1})
+    except Exception as e:  # an unknown name, no network and no cache, or a file of something else
+        sys.exit(f"The tokenizer {name!r} is neither a file of ranks nor one that tiktoken can load here ({type(e).__name__}): use --tokenizer embedded, "
+                 "a ranks file, a machine with a network or a filled TIKTOKEN_CACHE_DIR, or --ids for arrays tokenized elsewhere.")
+
+@lru_cache
+def tokenizer_id(enc):
+    """{'name', 'sha256'}: what a corpus, a checkpoint and a score file must agree on."""
+    content = repr((enc._pat_str, sorted(enc._mergeable_ranks.items(), key=lambda item: item[1]), sorted(enc._special_tokens.items())))
+    return {"name": enc.name, "sha256": hashlib.sha256(content.encode()).hexdigest()}
+
+def tokenizer_of(identity, where):
+    """The tokenizer that a corpus or a checkpoint names, checked against its hash; exits with a sentence if it is not that one."""
+    enc = None if identity["name"] == "ids" else get_tokenizer(identity["name"])
+    if enc is None or tokenizer_id(enc) != identity:
+        sys.exit(f"{where} was made with " + (f"another {enc.name!r} tokenizer than the one here." if enc else "token ids that name no tokenizer (data.py --tokenizer)."))
+    return enc
+
+# ----------------------------------------------------------------------------- corpora on disk
+def write_corpus(out, documents, tokenizer, vocab_size, made_by, problems=()):
+    """Write a corpus folder, whole or not at all, from a stream of documents (split 'train' or 'val', tokens, for each an index into
+    KINDS or None in all); made_by is kept for the reader. Returns what is in meta.json."""
+    out, part, dtype = Path(out), Path(f"{out}.part"), np.dtype("uint16" if vocab_size <= 2**16 else "uint32")
+    meta = {split: {"tokens": 0, "documents": 0, "kinds": Counter(), "sha256": hashlib.sha256()} for split in ("train", "val")}
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        with contextlib.ExitStack() as files:
+            open_file = lru_cache(lambda name: files.enter_context(open(part / name, "wb")))
+            for split, tokens, kinds in documents:
+                m, raw = meta[split], np.asarray(tokens, dtype=dtype).tobytes()
+                open_file(f"{split}.bin").write(raw)
+                m["sha256"].update(raw)
+                m["tokens"], m["documents"] = m["tokens"] + len(tokens), m["documents"] + 1
+                if kinds is not None:
+                    open_file(f"{split}.kind.bin").write(bytes(kinds))
+                    m["kinds"].update(kinds)
+        for split, m in meta.items():
+            if not m["tokens"]:
+                sys.exit(f"There is too little text for {split}.bin: give more of it, or, for val.bin, a larger --val_share or --val FILE.")
+            m["sha256"], m["kinds"] = m["sha256"].hexdigest(), {KINDS[k]: n for k, n in sorted(m["kinds"].items())}
+        meta = {"tokenizer": tokenizer, "vocab_size": vocab_size, "dtype": dtype.name, "made_by": made_by, **meta}
+        if problems:
+            (part / "problems.jsonl").write_text("".join(json.dumps(p) + "\n" for p in problems))
+        (part / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+        shutil.rmtree(out, ignore_errors=True)
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return meta
+
+class Windows:
+    """The fixed grid of windows of one split of a corpus: window i covers tokens [iT, iT + T], so a token is always a target with
+    the same context. Epoch e visits all windows once, in a permutation drawn from (seed, e). Exits with a sentence if the folder
+    is no corpus, was cut, or is shorter than one window."""
+
+    def __init__(self, path, block_size, seed=0, split="train"):
+        self.path, self.T, self.split = Path(path), block_size, split
+        try:
+            self.meta = json.loads((self.path / "meta.json").read_text())
+            self.dtype, self.sha256, tokens = np.dtype(self.meta["dtype"]), self.meta[split]["sha256"], self.meta[split]["tokens"]
+            if (self.path / f"{split}.bin").stat().st_size != tokens * self.dtype.itemsize:
+                raise ValueError(f"{split}.bin was cut or changed")
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            sys.exit(f"{path} is not a whole corpus folder ({type(e).__name__}: {e}); make it with python data.py --text FILE --out {path}.")
+        self.n, self.has_kind = (tokens - 1) // block_size, (self.path / f"{split}.kind.bin").exists()
+        if self.n < 1:
+            sys.exit(f"{path}/{split}.bin has {tokens:,} tokens, less than one window of {block_size} + 1: give more text or a smaller --block_size.")
+        self._permutation = lru_cache(maxsize=1)(lambda epoch: np.random.default_rng([seed, epoch]).permutation(self.n))
+
+    def __len__(self): return self.n
+
+    def indices(self, step, n):
+        """The windows of batch `step`: positions [step n, (step + 1) n) of the concatenated epoch permutations, int64 (n,)."""
+        epoch, at = np.divmod(np.arange(step * n, (step + 1) * n), self.n)
+        return np.concatenate([self._permutation(int(e))[at[epoch == e]] for e in np.unique(epoch)])
+
+    def _gather(self, name, dtype, i):  # (n, T + 1)
+        # Mapped for this batch alone: the pages of a mapping that stays open would pile up as this process's memory.
+        data = np.memmap(self.path / name, dtype=dtype, mode="r")
+        return torch.from_numpy(data[np.asarray(i)[:, None] * self.T + np.arange(self.T + 1)].astype(np.int64))
+
+    def __getitem__(self, i):
+        """Windows i (n,) -> x (n,T), y (n,T) int64: y[b, t] is the token after x[b, t]."""
+        w = self._gather(f"{self.split}.bin", self.dtype, i)
+        return w[:, :-1], w[:, 1:]
+
+    def batch(self, step, n):
+        """x, y of batch `step` of n windows: a pure function of (seed, step, n), so resuming needs only the step."""
+        return self[self.indices(step, n)]
+
+    def kind(self, i):
+        """The kind of each target of windows i, an index into KINDS: int64 (n,T)."""
+        return self._gather(f"{self.split}.kind.bin", np.uint8, i)[:, 1:]
+
+def read_problems(path, n):
+    """The first n held-out problems of a corpus folder, [{'prompt', 'answer'}, ...]; an empty list where it has none."""
+    return [json.loads(line) for file in Path(path).glob("problems.jsonl") for line in file.read_text().splitlines()[:n]]
+
+def ensure(path):
+    """Make the embedded corpus if `path` is one of its two folders and is not there yet. Returns path."""
+    if str(path) in (REF, WEB) and not Path(path).exists():
+        main([])
+    return path
+
+# ----------------------------------------------------------------------------- your own text
+def texts(path, templates):
+    """Yield (text, whether its document ends here) of a .txt file (one document, in pieces of about 16 kB) or a .jsonl file (a row
+    becomes the first template whose fields it has), plain or .gz, in flat memory. Exits with a sentence if the file is unfit."""
+    path, n = Path(path), 0
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="") as f:
+            piece = [] if ".jsonl" in path.suffixes else f.readlines(2**14)
+            while piece:
+                following = f.readlines(2**14)
+                yield "".join(piece), not following
+                piece = following
+            for n, line in enumerate(filter(str.strip, f), 1):
+                row = json.loads(line)
+                fits = [t for t in templates if all(type(row.get(k)) in (str, int, float) for _, k, *_ in string.Formatter().parse(t) if k)]
+                if not fits:
+                    raise ValueError(f"it has the fields {', '.join(row)}: name them with --field or --template")
+                yield fits[0].format(**row), True
+    except (OSError, EOFError, ValueError, AttributeError, LookupError) as e:  # absent, cut, not UTF-8, not JSON, another template
+        sys.exit(f"{path} cannot be read as UTF-8 text{f', row {n}' * (n > 0)}: {e}.")
+
+def own_documents(files, val_files, val_share, templates, enc, seed):
+    """Documents of several files for write_corpus, scattered through one another at random; each file keeps its own order."""
+    counts = {f: sum(1 for _ in texts(f, templates)) for f in [*files, *val_files]}  # finds every fault before a byte is written
+    if not all(counts.values()):
+        sys.exit(f"{min(counts, key=counts.get)} is empty; give a file with text in it.")
+    period = math.inf if val_files else min(sum(counts[f] for f in files), round(1 / val_share))  # every period-th text is held out
+    with tqdm(total=sum(counts.values()), desc="tokenizing", unit=" texts", unit_scale=True, mininterval=1) as bar:
+        for split, group in (("train", files), ("val", val_files)):
+            rng, streams, left, n = random.Random(seed), [texts(f, templates) for f in group], [counts[f] for f in group], 0
+            while any(left):
+                source, ends = rng.choices(range(len(group)), weights=left)[0], False
+                while not ends:  # a document is not torn apart
+                    text, ends = next(streams[source])
+                    left[source], n = left[source] - 1, n + 1
+                    yield "val" if n % period == 0 else split, enc.encode_ordinary(text) + [enc.eot_token] * ends, None
+                    bar.update()
+
+def id_documents(files, val_share, vocab_size):
+    """Arrays of token ids (.npy, one dimension) for write_corpus; the last val_share of each is held out."""
+    for f in files:
+        try:
+            a = np.load(f, mmap_mode="r")
+            if not (a.ndim == 1 and a.dtype.kind in "ui" and len(a) and 0 <= a.min() and a.max() < vocab_size):
+                raise ValueError(f"it holds {a.dtype} of shape {a.shape}")
+        except (OSError, ValueError, EOFError) as e:
+            sys.exit(f"{f} must be a .npy array of one dimension of whole numbers from 0 to {vocab_size - 1} (--vocab_size less one): {e}.")
+        cut = len(a) - max(1, round(val_share * len(a)))
+        for split, begin, end in (("train", 0, cut), ("val", cut, len(a))):
+            yield from ((split, a[at:min(at + 2**20, end)], None) for at in range(begin, end, 2**20))
+
+# ----------------------------------------------------------------------------- the embedded corpus
+NAMES = "Tom Anna Ben Mia Sam Lily Jack Emma Leo Sara Max Ruth Paul Nina Adam Kate Omar Rosa Ivan June".split()
+THINGS = "apples books coins cards shells pens eggs stamps stones balls".split()
+TEMPLATES = [  # a question, and its steps: operand, operator, operand; a-d are numbers from 2 to 9, p is the last result
+    ("{A} has {a} {x} and buys {b} more. How many {x} does {A} have now?", "a+b"),
+    ("{A} had {a} {x} and gave {b} of them to {B}. How many {x} are left?", "a-b"),
+    ("{A} fills {a} boxes with {b} {x} each. How many {x} is that?", "a*b"),
+    ("{A} finds {a} {x}, which is {b} more than {B} finds. How many {x} does {B} find?", "a-b"),
+    ("{A} buys {a} bags of {b} {x} and gives {c} to {B}. How many {x} does {A} keep?", "a*b p-c"),
+    ("{A} has {a} {x} and {B} has {b} more than {A}. How many {x} do they have together?", "a+b a+p"),
+    ("{A} picks {a} {x}, finds {b} more and then loses {c}. How many {x} are left?", "a+b p-c"),
+    ("{A} has {a} {x} and {B} has {b} times as many. How many {x} do they have together?", "a*b a+p"),
+    ("{A} and {B} put {a} and {b} {x} together and share them among {c} friends. How many {x} does each friend get?", "a+b p/c"),
+    ("{A} gets {a} {x} on Monday, {b} on Tuesday and {c} on Friday, and sells {d}. How many {x} are left?", "a+b p+c p-d"),
+    ("{A} packs {a} boxes of {b} {x}, adds {c} {x} and gives {d} to {B}. How many {x} does {A} keep?", "a*b p+c p-d"),
+    ("{A} has {a} {x}. {B} has {b} more than {A}, and {C} has {c} fewer than {B}. How many {x} do {A} and {C} have?", "a+b p-c a+p"),
+    ("{A} saves {a} {x} a day for {b} days. How many {x} does {A} save?", "a*b"),  # from here on: set b
+    ("{A} wants {a} {x} and already has {b}. How many more {x} does {A} need?", "a-b"),
+    ("{A} carries {a} {x} on each of {b} trips, and {B} carries {c} {x}. How many {x} do they carry?", "a*b p+c"),
+    ("{A} starts with {a} {x}, loses {b}, finds {c} and wins {d}. How many {x} does {A} have?", "a-b p+c p+d"),
+]
+TEMPLATE_SETS = {"a": range(0, 12), "b": range(12, 16), "ab": range(0, 16)}
+BOILERPLATE = ("Home | Forum | Login | Register | Search/Posted in: Homework Help » Mathematics » Word Problems/Reply Quote Report Share Print this page/"
+               "Copyright 2009 All rights reserved. Terms of use | Privacy policy/You must be logged in to post a reply./Previous topic | Next topic").split("/")
+NOUNS = "miller river lantern garden captain letter mountain bridge winter kitchen teacher horse window market island doctor village song shadow painter train forest queen clock".split()
+ADJECTIVES = "old red quiet narrow golden broken distant heavy gentle strange empty bright cold famous little green".split()
+VERBS = "carried followed painted remembered crossed admired opened ignored repaired visited watched described wanted discovered left kept".split()
+ENDINGS = "before the rain came|after a long day|without a word|near the harbour|because nobody asked|in the early morning|with great care|for many years".split("|")
+SHARES = {"correct": 0.2, "wrong": 0.1, "prose": 0.3, "boilerplate": 0.15, "junk": 0.25}  # of the web corpus's tokens, by the part they come from
+
+def work_out(rng, steps, slots, first_wrong=math.inf):
+    """Carry out the steps, each from first_wrong on with a wrong number and result: (solution, answer or None if a result left
+    1 to 24, where the first wrong number is or None)."""
+    text, at, value = " ", None, dict(slots)
+    for i, (left, op, right) in enumerate(steps):
+        a, b, off = value[left], value[right], 0
+        text += f"{a}{op}"
+        if i >= first_wrong:
+            at, b, off = at or len(text), rng.choice([n for n in range(2, 10) if n != b]), rng.choice([-1, 1]) * rng.randint(1, 9)
+        p = {"+": a + b, "-": a - b, "*": a * b, "/": a // b}[op] + off
+        if not 1 <= p <= 24 or (op == "/" and a % b and i < first_wrong):
+            return text, None, None
+        text, value["p"] = f"{text}{b}={p}\n", p
+    return f"{text}#### {p}\n", p, at
+
+def problem(rng, templates, held_out=False, right=True):
+    """One word problem: (prompt, solution, answer, where in the solution its first wrong number is, or None). A (template, numbers,
+    names) is of the held-out eighth or of the training texts by its hash, so no held-out problem can occur in a training text."""
+    while True:
+        t, thing, fill = rng.choice(templates), rng.choice(THINGS), [*rng.sample(NAMES, 3), *(rng.randint(2, 9) for _ in "abcd")]
+        question, steps = TEMPLATES[t][0], TEMPLATES[t][1].split()
+        slots = {slot: value for slot, value in zip("ABCabcd", fill) if "{%s}" % slot in question}
+        if (hashlib.sha256(repr((t, slots)).encode()).digest()[0] < 32) != held_out:
+            continue
+        solution, answer, at = work_out(rng, steps, slots)
+        true_answer = answer
+        if answer and not right:
+            solution, answer, at = work_out(rng, steps, slots, rng.randrange(len(steps)))
+        if answer and (answer == true_answer) == right:
+            return f"Question: {question.format(**slots, x=thing)}\nAnswer:", solution, answer, at
+
+def segment(rng, part, templates, held_out=False):
+    """One piece of a page, [(text, kind), ...], for a part of SHARES."""
+    draw, the = lambda letters, n: "".join(rng.choice(letters) for _ in range(n)), lambda: f"the {rng.choice(ADJECTIVES)} {rng.choice(NOUNS)}"
+    if part in ("correct", "wrong"):
+        prompt, solution, _, at = problem(rng, templates, held_out, right=part == "correct")
+        return [(prompt + solution[:at], "math")] + [(solution[at:], "wrong")] * (part == "wrong")
+    text = {"boilerplate": lambda: rng.choice(BOILERPLATE),  # the same few lines each time
+            # Sentences from a small grammar: learnable, and of no use for the target. Junk: drawn letter by letter, so nothing can predict it.
+            "prose": lambda: " ".join(f"{the().capitalize()} {rng.choice(VERBS)} {the()} {rng.choice(ENDINGS)}." for _ in range(rng.randint(2, 4))),
+            "junk": lambda: rng.choice((
+                lambda: f"Post #{draw(string.digits, 6)} ID {draw('0123456789abcdef', 16)}",
+                lambda: f"http://www.{draw(string.ascii_lowercase, 6)}.com/{draw(string.ascii_lowercase, 4)}?id={draw(string.digits, 5)}",
+                lambda: f"{rng.randint(1990, 2023)}-{rng.randint(1, 12):02}-{rng.randint(1, 28):02} {rng.randint(0, 23):02}:{rng.randint(0, 59):02}",
+                lambda: " | ".join(draw(string.digits, rng.randint(1, 3)) for _ in range(rng.randint(4, 10)))))()}[part]()
+    return [(text + "\n", part)]
+
+def embedded_documents(enc, seed, tokens, templates, shares=None, clean_share=0.0, val_share=0.05):
+    """Documents for write_corpus until `tokens` of training text: clean problems, or, with shares {part: share}, web pages, which mix 6
+    to 14 segments, and clean_share of clean problems. The held-out text draws on the held-out problems."""
+    have, drawn = dict.fromkeys(SHARES, 1), dict.fromkeys(SHARES, 1)  # tokens and segments of each part so far
+    for split, budget in (("train", tokens), ("val", tokens * val_share)):
+        rng, made, clean = random.Random(f"{seed} {split} {'web' if shares else 'ref'}"), 0, 0
+        while made < budget:
+            one, ids, kinds = not shares or clean < clean_share * made, [], []  # one clean problem, or else a page
+            for _ in range(1 if one else rng.randint(6, 14)):
+                # Shares are of tokens, so a part is drawn by its share over the mean length of its segments.
+                part = "correct" if one else rng.choices(list(SHARES), weights=[shares[p] * drawn[p] / have[p] for p in SHARES])[0]
+                for text, kind in segment(rng, part, templates, split == "val"):  # tokenized apart: each token has one kind
+                    new = enc.encode_ordinary(text)
+                    ids, kinds, have[part] = ids + new, kinds + [KINDS.index(kind)] * len(new), have[part] + len(new)
+                drawn[part] += 1
+            made, clean = made + len(ids) + 1, clean + (len(ids) + 1) * one
+            yield split, ids + [enc.eot_token], kinds + [KINDS.index("boilerplate")]
+
+# ----------------------------------------------------------------------------- the command
+def number(low=0.0, high=math.inf, whole=False):
+    """An argparse type: a finite number from low to high; 2.5M is 2,500,000, and so with K and B."""
+    def parse(text):
+        scale = {"K": 1e3, "M": 1e6, "B": 1e9}.get(text[-1:].upper(), 1)
+        with contextlib.suppress(ValueError):
+            value = float(text[:-1] if scale > 1 else text) * scale
+            value = round(value, 6) if whole else value  # 1.1M is 1100000.0000000001 before
+            if low <= value <= high and value < math.inf and (not whole or value == int(value)):
+                return int(value) if whole else value
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' * whole}number from {low:g} to {high:g}")
+    return parse
+
+COUNT, AMOUNT, SHARE = number(1, whole=True), number(), number(1e-9, 1)
+
+def main(argv=None):
+    p = argparse.ArgumentParser(usage="python data.py [options]", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arg = p.add_argument
+    arg("--out", default="corpus", help="folder to write; for the embedded corpus, its ref/ and web/ (default corpus)")
+    arg("--overwrite", action="store_true", help="replace a corpus that is already there")
+    arg("--text", nargs="+", default=[], metavar="FILE", help=".txt or .jsonl files, plain or .gz, scattered through one another")
+    arg("--val", nargs="+", default=[], metavar="FILE", help="files to hold out (default: --val_share of the text)")
+    arg("--val_share", type=number(1e-9, 0.5), default=0.01, help="share of the texts, or of each array, that is held out (default 0.01)")
+    arg("--field", default="text", help="the field of a .jsonl row that is its text (default text)")
+    arg("--template", nargs="+", default=[], help="how a row becomes text, e.g. 'Question: {question}\\nAnswer: {answer}'; of several, the first that fits it")
+    arg("--tokenizer", default=None, help="embedded, a public name such as gpt2, or a ranks file (default embedded)")
+    arg("--ids", nargs="+", default=[], metavar="FILE", help=".npy arrays of token ids instead of text; needs --vocab_size or --tokenizer")
+    arg("--vocab_size", type=COUNT, default=None, help="number of token ids, for --ids without --tokenizer")
+    arg("--seed", type=int, default=0, help="of the embedded text and of the scattering, apart from the seed of a run (default 0)")
+    for name, tokens in (("ref", "600K"), ("web", "3M")):
+        arg(f"--{name}_tokens", type=COUNT, default=tokens, help=f"training tokens of the embedded {name} corpus (default {tokens})")
+        arg(f"--{name}_templates", choices=TEMPLATE_SETS, default="a", help=f"problem templates of the {name} corpus: 12 in a, 4 others in b (default a)")
+    for part, share in SHARES.items():
+        arg(f"--{part}", type=AMOUNT, default=share, metavar="SHARE", help=f"weight of {part} text among the web corpus's tokens (default {share})")
+    arg("--clean_share", type=number(0, 0.99), default=0.0, help="share of clean problems mixed into the web corpus, each a document (default 0)")
+    args = p.parse_args(argv)
+    folders = [args.out] if args.text or args.ids else [f"{args.out}/ref", f"{args.out}/web"]
+    enc, shares = get_tokenizer(args.tokenizer or "embedded"), {part: getattr(args, part) for part in SHARES}
+    identity, size = tokenizer_id(enc), enc.n_vocab
+    if args.ids and not args.tokenizer:
+        identity, size = {"name": "ids", "sha256": f"{args.vocab_size} ids"}, args.vocab_size
+    if not size or not sum(shares.values()):
+        sys.exit("--ids needs --vocab_size N or --tokenizer, and the weights of the web corpus's parts must not all be 0.")
+    if not args.overwrite and (taken := [folder for folder in folders if Path(folder).exists()]):
+        sys.exit(f"{taken[0]} is already there; give --overwrite to replace it, or another --out.")
+    for folder in folders:
+        problems = {}  # held out, by their prompts
+        if args.text:
+            templates = [*(t.replace("\\n", "\n") for t in args.template), "{%s}" % args.field]
+            documents = own_documents(args.text, args.val, args.val_share, templates, enc, args.seed)
+        elif args.ids:
+            documents = id_documents(args.ids, args.val_share, size)
+        elif folder.endswith("ref"):
+            documents = embedded_documents(enc, args.seed, args.ref_tokens, TEMPLATE_SETS[args.ref_templates])
+            rng = random.Random(f"{args.seed} problems")
+            while len(problems) < 512:
+                prompt, _, answer, _ = problem(rng, TEMPLATE_SETS[args.ref_templates], held_out=True)
+                problems[prompt] = {"prompt": prompt, "answer": str(answer)}
+        else:
+            documents = embedded_documents(enc, args.seed, args.web_tokens, TEMPLATE_SETS[args.web_templates], shares, args.clean_share)
+        meta = write_corpus(folder, documents, identity, size, vars(args), problems.values())
+        kinds = [f"{k} {n / meta['train']['tokens']:.0%}" for k, n in meta["train"]["kinds"].items()]
+        print(", ".join([f"{folder}: {meta['train']['tokens']:,} training and {meta['val']['tokens']:,} held-out tokens", f"vocabulary {size:,}", *kinds]), flush=True)
+
+if __name__ == "__main__":
+    main()
