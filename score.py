@@ -1,0 +1,290 @@
+"""What a token is worth (losses, entropy, excess, top-k) and what an answer is worth (exact match).
+
+    python score.py --ref out/ref --data corpus/web     write the reference's loss for every token (train_slm.py does it on first use)
+    python score.py --show                              a page of the web corpus in the terminal, coloured by excess loss
+    python score.py --show FILE --ratio 0.6             a text of your own
+"""
+import argparse, functools, json, math, re, shutil, sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data import KINDS, SHARE, WEB, Windows, ensure, number, tokenizer_of
+from model import ckpt_path, load_model, pick_device, plain_errors, token_losses, weights_hash
+
+# ----------------------------------------------------------------------------- which tokens
+@functools.lru_cache(maxsize=8)
+def _tie_order(n, device):
+    return torch.randperm(n, generator=torch.Generator().manual_seed(n)).to(device)
+
+@torch.no_grad()
+def select_topk(score, ratio, valid=None):
+    """The indicator I_k% of the SLM loss: True for the k = ceil(ratio * number of valid targets) tokens of highest score. (B,T) -> (B,T) bool.
+
+    valid (B,T) bool marks the targets that may be selected; None means all of them, and then k is known without asking the
+    device. Numbers come before NaN (-inf is a number); ties fall in a fixed pseudo-random order, so that no row of the batch is
+    favoured. ValueError unless 0 < ratio <= 1.
+    """
+    if not 0 < ratio <= 1:
+        raise ValueError(f"ratio must be in (0, 1], not {ratio}")
+    n = score.numel() if valid is None else int(valid.sum())
+    k = math.ceil(Fraction(str(ratio)) * n)  # as decimals: 0.55 of 100 is 55, where floating point makes it 56
+    flat = score.flatten()
+    place = flat.isnan().int()  # 0: a number, 1: NaN, 2: never
+    if valid is not None:
+        place = place.masked_fill(~valid.flatten(), 2)
+    order = _tie_order(flat.numel(), flat.device)  # sorting is stable, so equal scores keep this order
+    order = order[flat[order].argsort(descending=True, stable=True)]
+    order = order[place[order].argsort(stable=True)]
+    mask = torch.zeros_like(flat, dtype=torch.bool)
+    mask[order[:k]] = True
+    return mask.view_as(score)
+
+def masked_mean(losses, mask=None):
+    """L_SLM = 1/|I| * the sum of the losses in I: (B,T), (B,T) bool -> scalar, over the selected tokens and not over all. mask None: L_CLM."""
+    if mask is None:
+        return losses.mean()
+    return torch.where(mask, losses, 0.0).sum() / mask.sum().clamp(min=1)
+
+def rank(x, valid):
+    """The place of each value among the valid ones, 0 for the lowest: (B,T) -> (B,T) float."""
+    flat = (x if valid is None else x.masked_fill(~valid, math.inf)).flatten()
+    return flat.argsort(stable=True).argsort().view_as(x).float()
+
+# The score function: high is kept. All arguments are (B,T) and carry no gradient; None where the run has no such thing. To try a
+# score of your own, add a line. `generator` is seeded by the run's seed and the step.
+SCORES = {
+    "excess": lambda loss, ref_loss, ref_entropy, kind, valid, generator: loss - ref_loss,  # L_delta, the paper's
+    "loss": lambda loss, ref_loss, ref_entropy, kind, valid, generator: loss,
+    "ref_loss": lambda loss, ref_loss, ref_entropy, kind, valid, generator: -ref_loss,  # Table 3
+    "ref_entropy": lambda loss, ref_loss, ref_entropy, kind, valid, generator: -ref_entropy,  # Table 3
+    "ref_loss+ref_entropy": lambda loss, ref_loss, ref_entropy, kind, valid, generator:
+        -torch.maximum(rank(ref_loss, valid), rank(ref_entropy, valid)),  # Table 3: low in both
+    "random": lambda loss, ref_loss, ref_entropy, kind, valid, generator: torch.rand(loss.shape, generator=generator).to(loss.device),
+    "oracle": lambda loss, ref_loss, ref_entropy, kind, valid, generator: (kind == KINDS.index("math")).float(),
+}
+NO_REFERENCE = ("loss", "random", "oracle")  # every other score is given ref_loss, and those named after it ref_entropy
+
+@torch.no_grad()
+def reference_scores(model, x, y, entropy=False):
+    """(ref_loss, ref_entropy or None), (B,T) float32 each, in nats: the one way in which a reference scores, cached or online.
+
+    L_ref(x_i) = -log P(x_i | x_<i); H_ref(x_i) = - sum_v P(v | x_<i) log P(v | x_<i) (Section 4.4, Self-Referencing).
+    """
+    if not entropy:
+        return token_losses(model, x, y), None
+    logp = model(x).float().log_softmax(-1)  # (B, T, V)
+    loss = -logp.gather(-1, y.clamp(min=0)[..., None])[..., 0]
+    return loss.masked_fill(y < 0, 0.0), -(logp.exp() * logp).sum(-1)
+
+class ScoreCache:
+    """A reference's scores for every target of a corpus, aligned with its windows, in REF's folder under scores/: loss.npy and
+    entropy.npy, float32 (windows, T), and meta.json with the hashes of what they belong to."""
+
+    def __init__(self, ref, data, windows, ref_hash):
+        self.folder = ckpt_path(ref).parent / "scores" / f"{ckpt_path(ref).stem}-{Path(data).name}"
+        self.key = {"corpus": windows.sha256, "reference": ref_hash, "block size": windows.T}
+        self.command = f"python score.py --ref {ref} --data {data} --overwrite"
+
+    def ready(self, entropy=False):
+        """Whether the scores are there. Exits with a sentence if they are of another corpus, reference or block size."""
+        if not (self.folder / "meta.json").exists():
+            return False
+        key = json.loads((self.folder / "meta.json").read_text())
+        wrong = [name for name in self.key if key.get(name) != self.key[name]]
+        if wrong:
+            sys.exit(f"The scores in {self.folder} belong to another {' and another '.join(wrong)}; make them again ({self.command}) or delete that folder.")
+        return not entropy or (self.folder / "entropy.npy").exists()
+
+    def make(self, model, windows, device, entropy=False):
+        """Score all windows, in order. The folder appears when it is complete."""
+        part, names, shape = Path(f"{self.folder}.part"), ["loss", "entropy"][:1 + entropy], (len(windows), windows.T)
+        need, free = 4 * math.prod(shape) * len(names), shutil.disk_usage(self.folder.parent.parent).free
+        print(f"scoring {shape[0]:,} windows of {shape[1]} tokens: {need / 1e6:,.1f} MB in {self.folder} ({free / 1e9:,.1f} GB free)", flush=True)
+        if need > free:
+            sys.exit(f"The scores need {need / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free: make room, or train with --online.")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        try:
+            for name in names:
+                np.lib.format.open_memmap(part / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape)
+            batch = max(1, 4096 // windows.T)
+            for begin in tqdm(range(0, len(windows), batch), desc="scoring", unit=" batches", mininterval=1):
+                i = np.arange(begin, min(begin + batch, len(windows)))
+                x, y = windows[i]
+                for name, values in zip(names, reference_scores(model, x.to(device), y.to(device), entropy)):
+                    np.load(part / f"{name}.npy", mmap_mode="r+")[i] = values.cpu().numpy()
+            (part / "meta.json").write_text(json.dumps(self.key))
+            shutil.rmtree(self.folder, ignore_errors=True)
+            part.rename(self.folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+    def __getitem__(self, i):
+        """(loss, entropy or None) of windows i, (n,T) float32 each; the files are mapped for this batch alone, as in Windows."""
+        files = [self.folder / "loss.npy", self.folder / "entropy.npy"]
+        return tuple(torch.from_numpy(np.load(f, mmap_mode="r")[i]) if f.exists() else None for f in files)
+
+class Meter:
+    """Sums over the steps since the last log line, kept on the device: reading them is the only time it is waited for."""
+
+    def __init__(self, device):
+        self.device, self.selected_tokens = device, 0  # selected_tokens: since the run began; in CLM, all
+        self.dtype = torch.float32 if device.startswith("mps") else torch.float64  # MPS has no float64
+        self.reset()
+
+    def reset(self):
+        self.sums = torch.zeros(4, device=self.device, dtype=self.dtype)  # loss of all, number of all, loss of the selected, number of the selected
+        self.kinds = torch.zeros(2, len(KINDS), device=self.device, dtype=self.dtype)  # targets of each kind: all, selected
+
+    @torch.no_grad()
+    def add(self, losses, valid, mask=None, kind=None):
+        """losses (B,T); valid and mask (B,T) bool, None for all targets and for no selection; kind (B,T) or None."""
+        valid = torch.ones_like(losses, dtype=torch.bool) if valid is None else valid
+        zero = torch.zeros((), device=losses.device)
+        picked = [losses.where(mask, zero).sum(), mask.sum()] if mask is not None else [zero, zero]
+        self.sums += torch.stack([losses.where(valid, zero).sum(), valid.sum(), *picked])
+        if kind is not None:
+            for row, m in enumerate((valid, mask)[:1 + (mask is not None)]):
+                self.kinds[row].index_add_(0, kind.flatten(), m.flatten().to(self.dtype))
+
+    def read(self):
+        """The log line's part: means in nats a token, precision and recall of the selection against kind == math, share of each kind selected."""
+        (all_loss, n, sel_loss, k), (of_kind, chosen) = self.sums.tolist(), self.kinds.tolist()
+        self.selected_tokens += int(k or n)
+        share = {name: c / a if a and k else None for name, a, c in zip(KINDS, of_kind, chosen)}
+        row = {"selected_tokens": self.selected_tokens, "loss": all_loss / n if n else None, "loss_selected": sel_loss / k if k else None,
+               "loss_unselected": (all_loss - sel_loss) / (n - k) if k and n > k else None,
+               "precision": chosen[0] / k if k and any(of_kind) else None, "recall": share["math"], **{f"share_{name}": s for name, s in share.items()}}
+        self.reset()
+        return row
+
+# ----------------------------------------------------------------------------- held-out loss, answers
+@torch.no_grad()
+def mean_loss(model, windows, n, batch, device):
+    """Mean loss in nats a token over n evenly spaced windows, the same ones each time."""
+    losses = []
+    for i in np.array_split(np.unique(np.linspace(0, len(windows) - 1, n).astype(int)), math.ceil(min(n, len(windows)) / batch)):
+        x, y = windows[i]
+        losses.append(token_losses(model, x.to(device), y.to(device)))
+    return torch.cat(losses).mean().item()
+
+NUMBER = r"(?:(?<![\d)])-)?(?:\$-?)?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?"
+
+def extract_answer(text):
+    """The answer in a solution, as a string, or None: the number after '####', else what is in the last \\boxed{}, else the number
+    after 'the answer is', else the last number. Commas, dollar signs and a trailing point are taken off."""
+    found = re.search(r"####[\s$]*(" + NUMBER + ")", text)
+    if not found and "\\boxed{" in text:
+        inside, depth = text[text.rindex("\\boxed{") + len("\\boxed{"):], 1
+        for i, c in enumerate(inside):
+            depth += {"{": 1, "}": -1}.get(c, 0)
+            if depth == 0:
+                return _clean(inside[:i])
+    found = found or re.search(r"the answer is\D{0,20}?(" + NUMBER + ")", text, re.IGNORECASE)
+    numbers = [found[1]] if found else re.findall(NUMBER, text)
+    return _clean(numbers[-1]) if numbers else None
+
+def _clean(answer):
+    return re.sub(r"\s|\\?\$|\\!|(?<=\d),(?=\d{3})", "", str(answer)).rstrip(".,")
+
+def same_answer(a, b):
+    """Whether two answers are equal: as exact numbers where both are numbers (18 = 18.00, 1/2 = 0.5), else as text. None equals nothing."""
+    if a is None or b is None:
+        return False
+    try:
+        return Fraction(_clean(a)) == Fraction(_clean(b))
+    except (ValueError, ZeroDivisionError):
+        return _clean(a) == _clean(b)
+
+def exact_match(model, problems, enc, batch=256):
+    """Share of the problems [{'prompt', 'answer'}] whose greedy answer is right; None without problems. A prompt that does not fit is wrong."""
+    asked = sorted(((enc.encode_ordinary(p["prompt"]), p["answer"]) for p in problems), key=lambda pair: len(pair[0]))
+    fit, right = [pair for pair in asked if len(pair[0]) < model.config.block_size], 0
+    for some in (fit[begin:begin + batch] for begin in range(0, len(fit), batch)):
+        for new, (_, answer) in zip(model.generate([prompt for prompt, _ in some], 256, stop=enc.eot_token), some):
+            right += same_answer(extract_answer(enc.decode(new).split("Question:")[0]), answer)
+    return right / len(problems) if problems else None
+
+# ----------------------------------------------------------------------------- a text, token by token
+def score_text(student, ref, tokens, ratio):
+    """Per token of a text, as lists: loss, ref_loss, excess (nats; None for the first token) and selected at `ratio` of the text.
+
+    The text is cut into windows as a corpus is, so a loss here is the loss that training would see.
+    """
+    T, device = min(student.config.block_size, ref.config.block_size), next(student.parameters()).device
+    loss, ref_loss = [], []
+    for begin in range(0, len(tokens) - 1, T):
+        w = torch.tensor(tokens[begin:begin + T + 1], device=device)[None]
+        loss.append(reference_scores(student, w[:, :-1], w[:, 1:])[0][0])
+        ref_loss.append(reference_scores(ref, w[:, :-1], w[:, 1:])[0][0])
+    loss, ref_loss = torch.cat(loss), torch.cat(ref_loss)
+    mask = select_topk(loss - ref_loss, ratio)
+    return {name: [none, *v.tolist()] for name, v, none in
+            (("loss", loss, None), ("ref_loss", ref_loss, None), ("excess", loss - ref_loss, None), ("selected", mask, False))}
+
+def page(path, n, block_size):
+    """(tokens, kinds or None) of the n-th held-out document of a corpus, from 0."""
+    windows = Windows(path, block_size, split="val")
+    tokens, eot = np.fromfile(windows.path / "val.bin", dtype=windows.dtype), tokenizer_of(windows.meta["tokenizer"], path).eot_token
+    ends = np.flatnonzero(np.append(tokens, [eot] * int(tokens[-1] != eot)) == eot)  # a .txt file may go on past the held-out part
+    if n >= len(ends):
+        sys.exit(f"{path} has {len(ends)} held-out documents, counted from 0.")
+    at = slice(ends[n - 1] + 1 if n else 0, ends[n])
+    kind = np.fromfile(windows.path / "val.kind.bin", dtype=np.uint8)[at].tolist() if windows.has_kind else None
+    return tokens[at].tolist(), kind
+
+def show(tokens, scores, enc, ratio):
+    """Print a text in the terminal: background from blue (excess below 0: learnt) over grey to orange (worth learning), selected underlined."""
+    def paint(text, excess, selected):
+        far = 0 if excess is None else max(-1.0, min(1.0, excess / 4))  # 4 nats is full colour
+        rgb = [round(40 + abs(far) * (c - 40)) for c in ((230, 120, 20) if far > 0 else (40, 100, 200))]
+        return f"\x1b[{'4;' * selected}38;2;255;255;255;48;2;{rgb[0]};{rgb[1]};{rgb[2]}m{text}\x1b[0m"
+    for token, excess, selected in zip(tokens, scores["excess"], scores["selected"]):
+        text = enc.decode_single_token_bytes(token).decode("utf-8", errors="replace")
+        print("\n".join(paint("".join(c if c.isprintable() else "·" for c in line), excess, selected) for line in text.split("\n")), end="")
+    print("\n\n" + " ".join(paint(f" {e:+d} ", e, False) for e in range(-4, 5, 2)), f"excess loss in nats; {paint('underlined', 0, True)}: the {ratio:.0%} selected")
+
+@plain_errors()
+def main(argv=None):
+    p = argparse.ArgumentParser(usage="python score.py [options]", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arg = p.add_argument
+    arg("--ref", default="out/ref", help="the reference: checkpoint file or run folder (default out/ref)")
+    arg("--data", default=WEB, help=f"corpus folder to score, or whose page to show (default {WEB})")
+    arg("--entropy", action="store_true", help="also write the entropies, for the scores that use them")
+    arg("--overwrite", action="store_true", help="replace scores that are already there")
+    arg("--show", nargs="?", const="", metavar="FILE", help="show a text instead: FILE, or with no name a held-out page of --data")
+    arg("--page", type=number(0, whole=True), default=0, help="which held-out document of --data to show (default 0)")
+    arg("--ckpt", default="out/slm", help="the student, for --show (default out/slm)")
+    arg("--ratio", type=SHARE, default=0.25, help="share of the text's tokens to select, for --show (default 0.25)")
+    arg("--device", default="auto", help="cuda, mps or cpu (default: the first that is there)")
+    arg("--dtype", choices=("float32", "bfloat16"), default=None, help="precision (default: bfloat16 on CUDA, else float32)")
+    args = p.parse_args(argv)
+    device = pick_device(args.device)
+    bf16 = (args.dtype or ("bfloat16" if device.startswith("cuda") else "float32")) == "bfloat16"
+    ref, ckpt = load_model(args.ref, device, bf16)
+    windows = None if args.show else Windows(ensure(args.data), ref.config.block_size)
+    student, student_ckpt = (ref, ckpt) if args.show is None else load_model(args.ckpt, device, bf16)
+    if ckpt["tokenizer"] != student_ckpt["tokenizer"] or windows and ckpt["tokenizer"] != windows.meta["tokenizer"]:
+        sys.exit(f"{args.ref} has another tokenizer than {args.data if windows else args.ckpt}; make the corpus with the model's (python data.py --tokenizer).")
+    if args.show is None:
+        cache = ScoreCache(args.ref, args.data, windows, weights_hash(ref))
+        if not args.overwrite and cache.ready(args.entropy):
+            print(f"{cache.folder} is complete already.")
+        else:
+            cache.make(ref, windows, device, args.entropy)
+        return
+    enc = tokenizer_of(ckpt["tokenizer"], args.ref)
+    try:
+        tokens = enc.encode_ordinary(Path(args.show).read_text(encoding="utf-8")) if args.show else page(args.data, args.page, ref.config.block_size)[0]
+    except (OSError, UnicodeDecodeError) as e:
+        sys.exit(f"{args.show} cannot be shown: {e}")
+    if len(tokens) < 2:
+        sys.exit("A text to show needs at least two tokens.")
+    show(tokens, score_text(student, ref, tokens, args.ratio), enc, args.ratio)
+
+if __name__ == "__main__":
+    main()
