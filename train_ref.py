@@ -1,0 +1,184 @@
+"""Causal language modeling, on every token: the reference model, on a small clean corpus.
+
+    python train_ref.py                                             the reference, on corpus/ref (made on first need)
+    python train_ref.py --data corpus/web --out out/base            a base, on the web corpus, for continual pretraining
+    python train_ref.py --init_from out/base --out out/ref          then the reference from it, as in the paper
+
+Its twin is train_slm.py: `diff train_ref.py train_slm.py` shows what SLM adds.
+"""
+import argparse, sys, time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+# --- ref begin
+from data import AMOUNT, COUNT, REF, Windows, ensure, read_problems, tokenizer_of
+from model import GPT, GPTConfig, clear_run, load_model, lr_at, make_optimizer, open_run, peak_mem_mb, pick_device, plain_errors, save_checkpoint, stop_signals, write_log
+from score import Meter, exact_match, masked_mean, mean_loss
+# --- ref end
+
+@plain_errors()
+def main(argv=None):
+    # ------------------------------------------------------------------------- arguments
+    p = argparse.ArgumentParser(usage=f"python {Path(__file__).name} [options]", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    arg = p.add_argument
+    # --- ref begin
+    arg("--data", default=REF, help="corpus folder to train on")
+    arg("--out", default="out/ref", help="folder for the checkpoints and the log")
+    arg("--tokens", type=COUNT, default="1.5M", help="tokens to train on (K, M, B allowed)")
+    # --- ref end
+    arg("--target", default=REF, help="corpus folder whose held-out text and problems measure the target domain")
+    arg("--init_from", default="scratch", help="scratch, or the run folder or checkpoint whose weights to start from; its shape overrides --depth")
+    arg("--depth", type=COUNT, default=4, help="size: this many layers, and heads of 32 channels")
+    arg("--block_size", type=COUNT, default=128, help="T, tokens in a window")
+    arg("--batch_tokens", type=COUNT, default=4096, help="tokens in an optimizer step")
+    arg("--micro_batch", type=COUNT, default=32, help="windows in one forward pass, and the pool a selection is made from; smaller needs less memory")
+    arg("--lr", type=AMOUNT, default=4e-3, help="peak learning rate")
+    arg("--schedule", choices=("linear", "cosine", "constant"), default="linear", help="how the learning rate decays to 0 after the warm-up")
+    arg("--warmup", type=COUNT, default=50, help="steps of linear warm-up")
+    arg("--decay_from", default=None, metavar="CKPT", help="a checkpoint of a --schedule constant run: go on from it, decaying to 0 at --tokens")
+    arg("--weight_decay", type=AMOUNT, default=0.1, help="of the matrices")
+    arg("--clip", type=AMOUNT, default=1.0, help="largest norm of the gradient; 0 for no clipping")
+    arg("--seed", type=int, default=0, help="of the weights and of the order of the data")
+    arg("--eval_interval", type=COUNT, default=200, help="steps between evaluations, each followed by a checkpoint")
+    arg("--eval_windows", type=COUNT, default=128, help="held-out windows of each corpus in an evaluation")
+    arg("--problems", type=COUNT, default=512, help="held-out problems answered at the end; in passing, 64 of them")
+    arg("--log_interval", type=COUNT, default=20, help="steps between lines of log.jsonl")
+    arg("--snapshots", type=int, default=0, help="also keep this many checkpoints, evenly spaced")
+    arg("--device", default="auto", help="cuda, mps or cpu; auto is the first that is there")
+    arg("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto is bfloat16 on CUDA, float32 elsewhere")
+    arg("--compile", action=argparse.BooleanOptionalAction, default=None, help="torch.compile; unset is on for CUDA, off elsewhere")
+    arg("--resume", action="store_true", help="go on from OUT/ckpt.pt, with its arguments")
+    arg("--overwrite", action="store_true", help="replace the run that is in OUT")
+    args, ckpt = open_run(p, argv)
+
+    # ------------------------------------------------------------------------- device
+    device = pick_device(args.device)
+    cuda = device.startswith("cuda")
+    bf16 = args.dtype == "bfloat16" or (args.dtype == "auto" and cuda)
+    torch.manual_seed(args.seed)
+    torch.backends.cuda.matmul.allow_tf32 = True  # what stays in float32 on CUDA may use tf32
+    move = lambda t: t.pin_memory().to(device, non_blocking=True) if cuda else t.to(device)
+
+    # ------------------------------------------------------------------------- data
+    train = Windows(ensure(args.data), args.block_size, args.seed)
+    web = Windows(args.data, args.block_size, split="val")
+    target = Windows(ensure(args.target), args.block_size, split="val")
+    tokenizer, vocab_size = train.meta["tokenizer"], train.meta["vocab_size"]
+    if target.meta["tokenizer"] != tokenizer:
+        sys.exit(f"{args.data} and {args.target} have different tokenizers; make one again with the other's (python data.py --tokenizer).")
+    if ckpt and ckpt["corpus"] != train.sha256:
+        sys.exit(f"{args.data} is not the corpus of the run being continued; give its folder with --data.")
+    problems = read_problems(args.target, args.problems)
+    enc = tokenizer_of(tokenizer, args.data) if problems else None
+
+    # ------------------------------------------------------------------------- model, optimizer, compile, resume
+    def load(path):  # a checkpoint of this corpus's tokenizer and block size
+        model, content = load_model(path, device, bf16)
+        if content["tokenizer"] != tokenizer:
+            sys.exit(f"{path} and {args.data} have different tokenizers; tokenize the corpus with the checkpoint's (python data.py --tokenizer).")
+        if model.config.block_size != args.block_size:
+            sys.exit(f"{path} has block size {model.config.block_size}: give --block_size {model.config.block_size}, or another checkpoint.")
+        return model
+
+    if ckpt:
+        model, _ = load_model(ckpt, device, bf16)
+    elif args.init_from == "scratch":
+        model = GPT(GPTConfig.from_depth(args.depth, vocab_size=vocab_size, block_size=args.block_size), bf16).to(device)
+    else:
+        model = load(args.init_from)
+    optimizer = make_optimizer(model, args.lr, args.weight_decay)
+    steps, windows = args.tokens // args.batch_tokens, args.batch_tokens // args.block_size  # windows: in a step
+    accumulation, start, elapsed, meter = windows // args.micro_batch, 0, 0.0, Meter(device)
+    if ckpt:
+        optimizer.load_state_dict(ckpt["optimizer"])
+        torch.set_rng_state(ckpt["rng"])
+        start, elapsed, meter.selected_tokens = ckpt["step"], ckpt["elapsed_s"], ckpt["selected_tokens"]
+    compiled = cuda if args.compile is None else args.compile
+    # Training, evaluation and scoring all call `forward`, never `model`, so that compiling applies to all of them.
+    forward = torch.compile(model) if compiled else model
+    clear_run(args.out, keep_until=start if ckpt and args.resume else None)
+
+    # ------------------------------------------------------------------------- evaluation
+    def evaluate(problems):
+        same = target.sha256 == web.sha256  # trained on the target domain itself: there is no web corpus
+        return {"val_ref": mean_loss(forward, target, args.eval_windows, args.micro_batch, device),
+                "val_web": None if same else mean_loss(forward, web, args.eval_windows, args.micro_batch, device),
+                "accuracy": exact_match(model, problems, enc)}
+
+    def save(name, step):
+        save_checkpoint(Path(args.out) / name, model=model.state_dict(), optimizer=optimizer.state_dict(), step=step, args=vars(args), config=vars(model.config),
+                        rng=torch.get_rng_state(), tokenizer=tokenizer, corpus=train.sha256, elapsed_s=elapsed, selected_tokens=meter.selected_tokens)
+
+    # ------------------------------------------------------------------------- the loop
+    print(f"{sum(q.numel() for q in model.parameters()) / 1e6:.2f}M parameters on {device} in {'bfloat16' if bf16 else 'float32'}{', compiled' if compiled else ''}; "
+          f"{steps} steps of {args.batch_tokens:,} tokens, {accumulation} x {args.micro_batch} windows of {args.block_size}")
+    snapshots = {round(j * steps / args.snapshots) for j in range(1, args.snapshots + 1)}
+    bad_step = torch.full((), -1, device=device)  # the first step with a loss or gradient that is no number, kept on the device
+    mark, marked = time.perf_counter(), start
+    with stop_signals() as stop, tqdm(total=steps, initial=start, desc=args.out, unit="step", mininterval=1) as bar:
+        for step in range(start, steps):
+            for group in optimizer.param_groups:
+                group["lr"] = lr_at(step, steps, args.lr, args.warmup, args.schedule, args.decay_start)
+            total = 0.0
+            for m, i in enumerate(train.indices(step, windows).reshape(accumulation, -1)):
+                x, y = train[i]  # (B, T) each
+                valid = None if (y >= 0).all() else move(y >= 0)
+                x, y = move(x), move(y)
+                losses = forward(x, y)  # (B, T): -log P(x_i | x_<i; theta)
+                # --- ref begin
+                mask = valid  # every token
+                # --- ref end
+                loss = masked_mean(losses, mask)  # 1/|I| * sum over I
+                (loss / accumulation).backward()
+                total = total + loss.detach() / accumulation
+                # --- ref begin
+                meter.add(losses.detach(), valid)
+                # --- ref end
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip or float("inf"))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            bad_step = torch.where((bad_step < 0) & ~torch.isfinite(total + norm), step, bad_step)
+            bar.update()
+
+            done = step + 1
+            evaluating, stopping = done % args.eval_interval == 0 or done == steps, bool(stop)  # a signal after this line is for the next step
+            saving = evaluating or stopping or done in snapshots
+            if not saving and done % args.log_interval:
+                continue
+            if int(bad_step) >= 0:  # the first wait for the device since the last log line
+                last = Path(args.out) / "ckpt.pt"
+                sys.exit(f"The loss or its gradient was not finite at step {int(bad_step)}; last good checkpoint: {last if last.exists() else 'none'}. Try a lower --lr.")
+            now = time.perf_counter()
+            elapsed += now - mark
+            row = {"step": done, "tokens": done * args.batch_tokens, **meter.read(), "val_ref": None, "val_web": None, "accuracy": None}
+            row |= {"lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm), "tokens_per_s": (done - marked) * args.batch_tokens / (now - mark),
+                    "peak_mem_mb": peak_mem_mb(device), "elapsed_s": elapsed}
+            if evaluating:
+                row |= evaluate(problems if done == steps else problems[:64])
+            line = write_log(args.out, row)
+            if evaluating:
+                tqdm.write(line)
+            if saving:
+                save("ckpt.pt", done)
+                if done in snapshots:
+                    save(f"step_{done:06}.pt", done)
+            if stopping and done < steps:
+                bar.close()
+                print(f"Stopped after step {done} of {steps} and saved. To go on: python {Path(__file__).name} --resume --out {args.out}", file=sys.stderr)
+                sys.exit(130)
+            mark, marked = time.perf_counter(), done  # the clock stands still during evaluation and saving
+
+    # ------------------------------------------------------------------------- summary
+    say = lambda name, unit="": "-" if row[name] is None else f"{row[name]:.1%}" if unit == "%" else f"{row[name]:.3f}"
+    print(f"\nDone: {row['tokens']:,} tokens in {elapsed:.0f} s of training, {row['tokens'] / elapsed:,.0f} tokens/s, peak memory {row['peak_mem_mb'] or 0:,.0f} MB")
+    print(f"  held-out target domain: loss {say('val_ref')} nats a token, accuracy {say('accuracy', '%')} on {len(problems)} problems")
+    print(f"  held-out text of {args.data}: loss {say('val_web')} nats a token")
+    # --- ref begin
+    print("  next: python train_slm.py    the student, with this reference")
+    # --- ref end
+    print(f"  files: {args.out}/ckpt.pt, {args.out}/log.jsonl")
+
+if __name__ == "__main__":
+    main()
