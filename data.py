@@ -218,19 +218,21 @@ ENDINGS = "before the rain came|after a long day|without a word|near the harbour
 SHARES = {"correct": 0.2, "wrong": 0.1, "prose": 0.3, "boilerplate": 0.15, "junk": 0.25}  # of the web corpus's tokens, by the part they come from
 
 def work_out(rng, steps, slots, first_wrong=math.inf):
-    """Carry out the steps, each from first_wrong on with a wrong number and result: (solution, answer or None if a result left
-    1 to 24, where the first wrong number is or None)."""
-    text, at, value = " ", None, dict(slots)
+    """Carry out the steps, with every number wrong from the second operand of step first_wrong on: (solution, answer or None if a
+    result left 1 to 24, where the first wrong number is or None)."""
+    text, at, value, other = " ", None, dict(slots), lambda right: rng.choice([n for n in range(2, 25) if n != right])
     for i, (left, op, right) in enumerate(steps):
-        a, b, off = value[left], value[right], 0
-        text += f"{a}{op}"
-        if i >= first_wrong:
-            at, b, off = at or len(text), rng.choice([n for n in range(2, 10) if n != b]), rng.choice([-1, 1]) * rng.randint(1, 9)
-        p = {"+": a + b, "-": a - b, "*": a * b, "/": a // b}[op] + off
-        if not 1 <= p <= 24 or (op == "/" and a % b and i < first_wrong):
+        a, b = value[left], value[right]
+        p = {"+": a + b, "-": a - b, "*": a * b, "/": a // b}[op]
+        if not 1 <= p <= 24 or (op == "/" and a % b):
             return text, None, None
-        text, value["p"] = f"{text}{b}={p}\n", p
-    return f"{text}#### {p}\n", p, at
+        value["p"] = p
+        if i >= first_wrong:
+            a, b, p = other(a) if i > first_wrong else a, other(b), other(p)
+            at = at or len(f"{text}{a}{op}")
+        text += f"{a}{op}{b}={p}\n"
+    answer = other(value["p"]) if at else value["p"]
+    return f"{text}#### {answer}\n", answer, at
 
 def problem(rng, templates, held_out=False, right=True):
     """One word problem: (prompt, solution, answer, where in the solution its first wrong number is, or None). A (template, numbers,
@@ -241,11 +243,8 @@ def problem(rng, templates, held_out=False, right=True):
         slots = {slot: value for slot, value in zip("ABCabcd", fill) if "{%s}" % slot in question}
         if (hashlib.sha256(repr((t, slots)).encode()).digest()[0] < 32) != held_out:
             continue
-        solution, answer, at = work_out(rng, steps, slots)
-        true_answer = answer
-        if answer and not right:
-            solution, answer, at = work_out(rng, steps, slots, rng.randrange(len(steps)))
-        if answer and (answer == true_answer) == right:
+        solution, answer, at = work_out(rng, steps, slots, math.inf if right else rng.randrange(len(steps)))
+        if answer:
             return f"Question: {question.format(**slots, x=thing)}\nAnswer:", solution, answer, at
 
 def segment(rng, part, templates, held_out=False):

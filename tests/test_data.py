@@ -10,8 +10,8 @@ import torch
 import data
 from data import KINDS, Windows, get_tokenizer, write_corpus
 
-CLEAN_SHA256 = "?"
-WEB_SHA256 = "?"
+CLEAN_SHA256 = "ca4856af2725fa674af6e36db15b1a45bc372281295f9b0dd841fe9b8f46f767"
+WEB_SHA256 = "e035de798975a6e529af65813e9af35d5a9d6f0641cf1acb382cc9463a3502e1"
 
 def read(folder, split="train"):
     return np.fromfile(folder / f"{split}.bin", dtype=json.loads((folder / "meta.json").read_text())["dtype"])
@@ -40,12 +40,14 @@ def test_solutions_are_right_or_wrong_as_labelled():
     for i in range(400):
         right = bool(i % 2)
         prompt, solution, answer, at = data.problem(rng, range(16), right=right)
-        steps = re.findall(r"(\d+)([-+*/])(\d+)=(\d+)", solution)
-        good = [{"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b), "/": int(a) / int(b)}[op] == int(v) for a, op, b, v in steps]
-        assert all(good) == right and solution.endswith(f"#### {answer}\n") and 1 <= len(steps) <= 3
-        if not right:  # everything before the first wrong number is right, and nothing after it
-            first = good.index(False)
-            assert not any(good[first:]) and solution[:at].count("=") == first and solution[at - 1] in "+-*/"
+        lines = re.findall(r"(\d+)([-+*/])(\d+)=(\d+)", solution)
+        good = [{"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b), "/": int(a) / int(b)}[op] == int(v) for a, op, b, v in lines]
+        assert solution.endswith(f"#### {answer}\n") and 1 <= len(lines) <= 3
+        if right:
+            assert all(good) and at is None and int(lines[-1][3]) == answer
+        else:  # the steps before the first wrong number are right, and the answer is another one
+            done = solution[:at].count("=")
+            assert all(good[:done]) and solution[at - 1] in "+-*/"
 
 def test_kinds_line_up_with_the_targets(corpus):
     enc, windows = get_tokenizer(), Windows(corpus / "web", 32)
