@@ -6,7 +6,7 @@
 
 A corpus is a folder: train.bin and val.bin (uint16 or uint32 tokens, documents ending with end-of-text), meta.json, where the
 truth is known train.kind.bin and val.kind.bin (uint8 a token), and, to measure accuracy, problems.jsonl (prompt, answer)."""
-import argparse, base64, contextlib, gzip, hashlib, json, math, random, shutil, string, sys
+import argparse, base64, contextlib, gzip, hashlib, json, math, os, random, shutil, string, sys
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
@@ -39,8 +39,8 @@ def get_tokenizer(name="embedded"):
 @lru_cache
 def tokenizer_id(enc):
     """{'name', 'sha256'}: what a corpus, a checkpoint and a score file must agree on."""
-    content = repr((enc._pat_str, sorted(enc._mergeable_ranks.items(), key=lambda item: item[1]), sorted(enc._special_tokens.items())))
-    return {"name": enc.name, "sha256": hashlib.sha256(content.encode()).hexdigest()}
+    content = enc._pat_str, sorted(enc._mergeable_ranks.items(), key=lambda item: item[1]), sorted(enc._special_tokens.items())
+    return {"name": enc.name, "sha256": hashlib.sha256(repr(content).encode()).hexdigest()}
 
 def tokenizer_of(identity, where):
     """The tokenizer that a corpus or a checkpoint names, checked against its hash; exits with a sentence if it is not that one."""
@@ -53,7 +53,7 @@ def tokenizer_of(identity, where):
 def write_corpus(out, documents, tokenizer, vocab_size, made_by, problems=()):
     """Write a corpus folder, whole or not at all, from a stream of documents (split 'train' or 'val', tokens, for each an index into
     KINDS or None in all); made_by is kept for the reader. Returns what is in meta.json."""
-    out, part, dtype = Path(out), Path(f"{out}.part"), np.dtype("uint16" if vocab_size <= 2**16 else "uint32")
+    out, part, dtype = Path(out), Path(f"{out}.{os.getpid()}.part"), np.dtype("uint16" if vocab_size <= 2**16 else "uint32")
     meta = {split: {"tokens": 0, "documents": 0, "kinds": Counter(), "sha256": hashlib.sha256()} for split in ("train", "val")}
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -102,7 +102,6 @@ class Windows:
         self._permutation = lru_cache(maxsize=1)(lambda epoch: np.random.default_rng([seed, epoch]).permutation(self.n))
 
     def __len__(self): return self.n
-
     def indices(self, step, n):
         """The windows of batch `step`: positions [step n, (step + 1) n) of the concatenated epoch permutations, int64 (n,)."""
         epoch, at = np.divmod(np.arange(step * n, (step + 1) * n), self.n)
@@ -116,7 +115,7 @@ class Windows:
     def __getitem__(self, i):
         """Windows i (n,) -> x (n,T), y (n,T) int64: y[b, t] is the token after x[b, t]."""
         w = self._gather(f"{self.split}.bin", self.dtype, i)
-        return w[:, :-1], w[:, 1:]
+        return w[:, :-1].contiguous(), w[:, 1:].contiguous()
 
     def batch(self, step, n):
         """x, y of batch `step` of n windows: a pure function of (seed, step, n), so resuming needs only the step."""
@@ -124,11 +123,11 @@ class Windows:
 
     def kind(self, i):
         """The kind of each target of windows i, an index into KINDS: int64 (n,T)."""
-        return self._gather(f"{self.split}.kind.bin", np.uint8, i)[:, 1:]
+        return self._gather(f"{self.split}.kind.bin", np.uint8, i)[:, 1:].contiguous()
 
 def read_problems(path, n):
     """The first n held-out problems of a corpus folder, [{'prompt', 'answer'}, ...]; an empty list where it has none."""
-    return [json.loads(line) for file in Path(path).glob("problems.jsonl") for line in file.read_text().splitlines()[:n]]
+    return [json.loads(line) for file in Path(path).glob("problems.jsonl") for line in file.read_text(encoding="utf-8").split("\n")[:n] if line]
 
 def ensure(path):
     """Make the embedded corpus if `path` is one of its two folders and is not there yet. Returns path."""
@@ -142,7 +141,7 @@ def texts(path, templates):
     becomes the first template whose fields it has), plain or .gz, in flat memory. Exits with a sentence if the file is unfit."""
     path, n = Path(path), 0
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="") as f:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as f:
             piece = [] if ".jsonl" in path.suffixes else f.readlines(2**14)
             while piece:
                 following = f.readlines(2**14)
@@ -154,7 +153,7 @@ def texts(path, templates):
                 if not fits:
                     raise ValueError(f"it has the fields {', '.join(row)}: name them with --field or --template")
                 yield fits[0].format(**row), True
-    except (OSError, EOFError, ValueError, AttributeError, LookupError) as e:  # absent, cut, not UTF-8, not JSON, another template
+    except (OSError, EOFError, ValueError, AttributeError, LookupError, RecursionError) as e:  # absent, cut, not UTF-8, not JSON, another template
         sys.exit(f"{path} cannot be read as UTF-8 text{f', row {n}' * (n > 0)}: {e}.")
 
 def own_documents(files, val_files, val_share, templates, enc, seed):
@@ -181,7 +180,7 @@ def id_documents(files, val_share, vocab_size):
             a = np.load(f, mmap_mode="r")
             if not (a.ndim == 1 and a.dtype.kind in "ui" and len(a) and 0 <= a.min() and a.max() < vocab_size):
                 raise ValueError(f"it holds {a.dtype} of shape {a.shape}")
-        except (OSError, ValueError, EOFError) as e:
+        except (OSError, ValueError, EOFError, AttributeError) as e:
             sys.exit(f"{f} must be a .npy array of one dimension of whole numbers from 0 to {vocab_size - 1} (--vocab_size less one): {e}.")
         cut = len(a) - max(1, round(val_share * len(a)))
         for split, begin, end in (("train", 0, cut), ("val", cut, len(a))):
@@ -215,7 +214,7 @@ NOUNS = "miller river lantern garden captain letter mountain bridge winter kitch
 ADJECTIVES = "old red quiet narrow golden broken distant heavy gentle strange empty bright cold famous little green".split()
 VERBS = "carried followed painted remembered crossed admired opened ignored repaired visited watched described wanted discovered left kept".split()
 ENDINGS = "before the rain came|after a long day|without a word|near the harbour|because nobody asked|in the early morning|with great care|for many years".split("|")
-SHARES = {"correct": 0.2, "wrong": 0.1, "prose": 0.3, "boilerplate": 0.15, "junk": 0.25}  # of the web corpus's tokens, by the part they come from
+SHARES = {"correct": 0.12, "wrong": 0.08, "prose": 0.3, "boilerplate": 0.1, "junk": 0.4}  # of the web corpus's tokens, by the part they come from
 
 def work_out(rng, steps, slots, first_wrong=math.inf):
     """Carry out the steps, with every number wrong from the second operand of step first_wrong on: (solution, answer or None if a
@@ -266,13 +265,12 @@ def segment(rng, part, templates, held_out=False):
 def embedded_documents(enc, seed, tokens, templates, shares=None, clean_share=0.0, val_share=0.05):
     """Documents for write_corpus until `tokens` of training text: clean problems, or, with shares {part: share}, web pages, which mix 6
     to 14 segments, and clean_share of clean problems. The held-out text draws on the held-out problems."""
-    have, drawn = dict.fromkeys(SHARES, 1), dict.fromkeys(SHARES, 1)  # tokens and segments of each part so far
+    have, drawn = dict.fromkeys(SHARES, 1), dict.fromkeys(SHARES, 1)  # tokens and segments of a part so far: shares are of tokens
     for split, budget in (("train", tokens), ("val", tokens * val_share)):
         rng, made, clean = random.Random(f"{seed} {split} {'web' if shares else 'ref'}"), 0, 0
         while made < budget:
             one, ids, kinds = not shares or clean < clean_share * made, [], []  # one clean problem, or else a page
             for _ in range(1 if one else rng.randint(6, 14)):
-                # Shares are of tokens, so a part is drawn by its share over the mean length of its segments.
                 part = "correct" if one else rng.choices(list(SHARES), weights=[shares[p] * drawn[p] / have[p] for p in SHARES])[0]
                 for text, kind in segment(rng, part, templates, split == "val"):  # tokenized apart: each token has one kind
                     new = enc.encode_ordinary(text)
@@ -288,13 +286,12 @@ def number(low=0.0, high=math.inf, whole=False):
         scale = {"K": 1e3, "M": 1e6, "B": 1e9}.get(text[-1:].upper(), 1)
         with contextlib.suppress(ValueError):
             value = float(text[:-1] if scale > 1 else text) * scale
-            value = round(value, 6) if whole else value  # 1.1M is 1100000.0000000001 before
-            if low <= value <= high and value < math.inf and (not whole or value == int(value)):
-                return int(value) if whole else value
+            if low <= value <= high and value < math.inf and (not whole or abs(value - round(value)) < 1e-6):  # 1.1M is 1100000.0000000001
+                return round(value) if whole else value
         raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' * whole}number from {low:g} to {high:g}")
     return parse
 
-COUNT, AMOUNT, SHARE = number(1, whole=True), number(), number(1e-9, 1)
+COUNT, AMOUNT, SHARE, SEED = number(1, whole=True), number(), number(1e-9, 1), number(0, 2**31 - 1, whole=True)
 
 def main(argv=None):
     p = argparse.ArgumentParser(usage="python data.py [options]", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -309,8 +306,8 @@ def main(argv=None):
     arg("--tokenizer", default=None, help="embedded, a public name such as gpt2, or a ranks file (default embedded)")
     arg("--ids", nargs="+", default=[], metavar="FILE", help=".npy arrays of token ids instead of text; needs --vocab_size or --tokenizer")
     arg("--vocab_size", type=COUNT, default=None, help="number of token ids, for --ids without --tokenizer")
-    arg("--seed", type=int, default=0, help="of the embedded text and of the scattering, apart from the seed of a run (default 0)")
-    for name, tokens in (("ref", "600K"), ("web", "3M")):
+    arg("--seed", type=SEED, default=0, help="of the embedded text and of the scattering, apart from the seed of a run (default 0)")
+    for name, tokens in (("ref", "600K"), ("web", "3.4M")):
         arg(f"--{name}_tokens", type=COUNT, default=tokens, help=f"training tokens of the embedded {name} corpus (default {tokens})")
         arg(f"--{name}_templates", choices=TEMPLATE_SETS, default="a", help=f"problem templates of the {name} corpus: 12 in a, 4 others in b (default a)")
     for part, share in SHARES.items():
@@ -324,9 +321,10 @@ def main(argv=None):
         identity, size = {"name": "ids", "sha256": f"{args.vocab_size} ids"}, args.vocab_size
     if not size or not sum(shares.values()):
         sys.exit("--ids needs --vocab_size N or --tokenizer, and the weights of the web corpus's parts must not all be 0.")
-    if not args.overwrite and (taken := [folder for folder in folders if Path(folder).exists()]):
-        sys.exit(f"{taken[0]} is already there; give --overwrite to replace it, or another --out.")
-    for folder in folders:
+    there = [folder for folder in folders if Path(folder).exists()]
+    if (there == folders and not args.overwrite) or not all((Path(folder) / "meta.json").exists() for folder in there):
+        sys.exit(f"{there[0]} is already there; give --overwrite to replace it if it is a corpus, or another --out.")
+    for folder in folders if args.overwrite else [folder for folder in folders if folder not in there]:
         problems = {}  # held out, by their prompts
         if args.text:
             templates = [*(t.replace("\\n", "\n") for t in args.template), "{%s}" % args.field]
@@ -346,4 +344,7 @@ def main(argv=None):
         print(", ".join([f"{folder}: {meta['train']['tokens']:,} training and {meta['val']['tokens']:,} held-out tokens", f"vocabulary {size:,}", *kinds]), flush=True)
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, KeyboardInterrupt) as e:
+        sys.exit(f"Stopped, and nothing half-made is left: {e or 'interrupted'}.")

@@ -130,10 +130,8 @@ class GPT(nn.Module):
     @torch.no_grad()
     def generate(self, prompts, max_new_tokens, temperature=0.0, stop=None):
         """Continue each prompt (a list of 1 to block_size - 1 token ids; else ValueError) by up to max_new_tokens, greedily or sampled
-        at `temperature`. Returns the new tokens of each, cut before the token `stop` and at block_size.
-
-        Rows of unequal length share a batch without padding: one that is still inside its prompt keeps the prompt's token.
-        """
+        at `temperature`. Returns the new tokens of each, cut before the token `stop` and at block_size. Rows of unequal length share
+        a batch without padding: one that is still inside its prompt keeps the prompt's token."""
         if not all(prompts) or max(map(len, prompts)) >= self.config.block_size:
             raise ValueError(f"a prompt must have 1 to {self.config.block_size - 1} tokens (block_size less one)")
         length = torch.tensor([len(p) for p in prompts], device=self.embed.weight.device)
@@ -175,9 +173,10 @@ def lr_at(step, steps, lr, warmup, schedule, decay_start=None):
 # ----------------------------------------------------------------------------- devices, checkpoints, runs
 def pick_device(name="auto"):
     """'auto' is CUDA, then MPS, then CPU. Exits with a sentence if the device asked for is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    name = next(d for d in there if there[d]) if name == "auto" else name
-    if not there.get(name.split(":")[0]):
+    name = ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu") if name == "auto" else name
+    try:
+        torch.zeros(1, device=name)
+    except Exception:
         sys.exit(f"--device {name} is not available on this machine; leave --device out to use what there is, or say --device cpu.")
     return name
 
@@ -195,7 +194,7 @@ def save_checkpoint(path, **content):
             os.fsync(f.fileno())
         os.replace(part, path)
     except (OSError, RuntimeError) as e:  # torch's zip writer makes a RuntimeError of a failed write
-        sys.exit(f"Could not write {path} ({e}). " + ("The checkpoint before it is whole." if path.exists() else "Nothing was left behind."))
+        sys.exit(f"Could not write {path}; is the disk full ({e})? " + ("The checkpoint before it is whole." if path.exists() else "Nothing was left behind."))
     finally:
         part.unlink(missing_ok=True)
 
@@ -216,8 +215,11 @@ def load_checkpoint(path):
 def load_model(source, device="cpu", bf16=False):
     """(GPT, the checkpoint's content) from a checkpoint's file, its run's folder, or its content as load_checkpoint returned it."""
     ckpt = source if isinstance(source, dict) else load_checkpoint(source)
-    model = GPT(GPTConfig(**ckpt["config"]), bf16)
-    model.load_state_dict(ckpt["model"])
+    try:
+        model = GPT(GPTConfig(**ckpt["config"]), bf16)
+        model.load_state_dict(ckpt["model"])
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as e:
+        sys.exit(f"The checkpoint's weights do not fit its own configuration, so it is not one of this project's ({type(e).__name__}).")
     return model.to(device), ckpt
 
 def weights_hash(model):
@@ -237,7 +239,7 @@ def plain_errors():
     except OSError as e:
         sys.exit(f"A file could not be read or written: {e}. What was complete before is still there.")
     except (RuntimeError, MemoryError) as e:
-        if not isinstance(e, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in str(e):
+        if not isinstance(e, MemoryError) and not any(words in str(e) for words in ("out of memory", "allocate memory", "ALLOC_FAILED")):
             raise
         sys.exit("Out of memory: give a smaller --micro_batch (it is also the selection pool, and changes nothing else), --depth or --block_size.")
 
@@ -277,8 +279,8 @@ def open_run(parser, argv):
         args = argparse.Namespace(**{**vars(args), **kept, "resume": args.resume, "overwrite": args.overwrite, "out": args.out})
         if not args.resume:
             args.decay_start = ckpt["step"]
-            if saved["schedule"] != "constant":
-                sys.exit(f"--decay_from needs a checkpoint of --schedule constant; {source} has --schedule {saved['schedule']}.")
+            if saved["schedule"] != "constant" or saved["decay_start"] is not None:
+                sys.exit(f"--decay_from needs a checkpoint of --schedule constant; {source} has --schedule {saved['schedule']}, or has decayed already.")
     if not ckpt and args.init_from != "scratch" and not ckpt_path(args.init_from).is_file():
         sys.exit(f"There is no checkpoint at {args.init_from} to start from; --init_from takes a run's folder, a checkpoint, or scratch.")
     steps, begin = args.tokens // args.batch_tokens, ckpt["step"] if ckpt else 0
@@ -288,7 +290,7 @@ def open_run(parser, argv):
         sys.exit(f"The run in {args.out} is finished; give --overwrite to begin anew, or another --out.")
     if begin >= steps:
         sys.exit(f"--tokens {args.tokens:,} leaves no step of --batch_tokens {args.batch_tokens:,}" + (f" after step {begin}." if ckpt else "."))
-    if not args.resume and not args.overwrite and (Path(args.out) / "ckpt.pt").exists():
+    if not args.resume and not args.overwrite and (any(Path(args.out).glob("*.pt")) or (Path(args.out) / "scores").exists()):
         sys.exit(f"{args.out} holds a run already: give --resume to go on with it, --overwrite to begin anew, or another --out.")
     return args, ckpt
 
@@ -315,7 +317,7 @@ def write_log(out, row):
 def peak_mem_mb(device):
     """The most memory held so far, in MB: the device's on CUDA, else this process's resident memory (None on Windows)."""
     if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() / 1e6
+        return torch.cuda.max_memory_allocated(device) / 1e6
     with contextlib.suppress(ImportError):
         import resource
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
@@ -328,7 +330,7 @@ def main(argv=None):
     p.add_argument("--prompt", required=True, help="the text to continue; after a bare 'Question: ...' a line with 'Answer:' is added")
     p.add_argument("--max_new_tokens", type=int, default=100, help="tokens to add at most; the model's block_size is a limit too")
     p.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    p.add_argument("--seed", type=int, default=0, help="of the sampling")
+    p.add_argument("--seed", type=int, default=0, help="of the sampling, from 0 to 2**63")
     p.add_argument("--device", default="auto", help="cuda, mps or cpu; auto is the first that is there")
     args = p.parse_args(argv)
     from data import tokenizer_of  # the command needs the tokenizer, the module does not

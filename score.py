@@ -4,7 +4,7 @@
     python score.py --show                              a page of the web corpus in the terminal, coloured by excess loss
     python score.py --show FILE --ratio 0.6             a text of your own
 """
-import argparse, functools, json, math, re, shutil, sys
+import argparse, contextlib, functools, json, math, os, re, shutil, sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -87,13 +87,14 @@ class ScoreCache:
     def __init__(self, ref, data, windows, ref_hash):
         self.folder = ckpt_path(ref).parent / "scores" / f"{ckpt_path(ref).stem}-{Path(data).name}"
         self.key = {"corpus": windows.sha256, "reference": ref_hash, "block size": windows.T}
-        self.command = f"python score.py --ref {ref} --data {data} --overwrite"
+        self.shape, self.command = (len(windows), windows.T), f"python score.py --ref {ref} --data {data} --overwrite"
 
     def ready(self, entropy=False):
         """Whether the scores are there. Exits with a sentence if they are of another corpus, reference or block size."""
         if not (self.folder / "meta.json").exists():
             return False
-        key = json.loads((self.folder / "meta.json").read_text())
+        whole = (self.folder / "loss.npy").stat().st_size == 128 + 4 * math.prod(self.shape)  # .npy has a header of 128 bytes
+        key = json.loads((self.folder / "meta.json").read_text()) if whole else {}
         wrong = [name for name in self.key if key.get(name) != self.key[name]]
         if wrong:
             sys.exit(f"The scores in {self.folder} belong to another {' and another '.join(wrong)}; make them again ({self.command}) or delete that folder.")
@@ -101,7 +102,7 @@ class ScoreCache:
 
     def make(self, model, windows, device, entropy=False):
         """Score all windows, in order. The folder appears when it is complete."""
-        part, names, shape = Path(f"{self.folder}.part"), ["loss", "entropy"][:1 + entropy], (len(windows), windows.T)
+        part, names, shape = Path(f"{self.folder}.{os.getpid()}.part"), ["loss", "entropy"][:1 + entropy], self.shape
         need, free = 4 * math.prod(shape) * len(names), shutil.disk_usage(self.folder.parent.parent).free
         print(f"scoring {shape[0]:,} windows of {shape[1]} tokens: {need / 1e6:,.1f} MB in {self.folder} ({free / 1e9:,.1f} GB free)", flush=True)
         if need > free:
@@ -109,14 +110,14 @@ class ScoreCache:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         try:
-            for name in names:
-                np.lib.format.open_memmap(part / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape)
-            batch = max(1, 4096 // windows.T)
-            for begin in tqdm(range(0, len(windows), batch), desc="scoring", unit=" batches", mininterval=1):
-                i = np.arange(begin, min(begin + batch, len(windows)))
-                x, y = windows[i]
-                for name, values in zip(names, reference_scores(model, x.to(device), y.to(device), entropy)):
-                    np.load(part / f"{name}.npy", mmap_mode="r+")[i] = values.cpu().numpy()
+            with contextlib.ExitStack() as stack:
+                files, batch = [stack.enter_context(open(part / f"{name}.npy", "wb")) for name in names], max(1, 4096 // windows.T)
+                for f in files:
+                    np.lib.format.write_array_header_1_0(f, {"descr": "<f4", "fortran_order": False, "shape": shape})
+                for begin in tqdm(range(0, len(windows), batch), desc="scoring", unit=" batches", mininterval=1):
+                    x, y = windows[np.arange(begin, min(begin + batch, len(windows)))]
+                    for f, values in zip(files, reference_scores(model, x.to(device), y.to(device), entropy)):
+                        f.write(values.cpu().numpy().tobytes())
             (part / "meta.json").write_text(json.dumps(self.key))
             shutil.rmtree(self.folder, ignore_errors=True)
             part.rename(self.folder)
@@ -125,14 +126,14 @@ class ScoreCache:
 
     def __getitem__(self, i):
         """(loss, entropy or None) of windows i, (n,T) float32 each; the files are mapped for this batch alone, as in Windows."""
-        files = [self.folder / "loss.npy", self.folder / "entropy.npy"]
-        return tuple(torch.from_numpy(np.load(f, mmap_mode="r")[i]) if f.exists() else None for f in files)
+        files = [f for f in (self.folder / "loss.npy", self.folder / "entropy.npy") if f.exists() or f.stem == "loss"]
+        return (*(torch.from_numpy(np.load(f, mmap_mode="r")[i]) for f in files), None)[:2]
 
 class Meter:
     """Sums over the steps since the last log line, kept on the device: reading them is the only time it is waited for."""
 
     def __init__(self, device):
-        self.device, self.selected_tokens = device, 0  # selected_tokens: since the run began; in CLM, all
+        self.device, self.selected_tokens = device, 0  # selected_tokens: since the run began; without a selection, all
         self.dtype = torch.float32 if device.startswith("mps") else torch.float64  # MPS has no float64
         self.reset()
 
@@ -177,33 +178,33 @@ NUMBER = r"(?:(?<![\d)])-)?(?:\$-?)?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?"
 def extract_answer(text):
     """The answer in a solution, as a string, or None: the number after '####', else what is in the last \\boxed{}, else the number
     after 'the answer is', else the last number. Commas, dollar signs and a trailing point are taken off."""
+    text = text.replace("\N{MINUS SIGN}", "-")
     found = re.search(r"####[\s$]*(" + NUMBER + ")", text)
     if not found and "\\boxed{" in text:
         inside, depth = text[text.rindex("\\boxed{") + len("\\boxed{"):], 1
         for i, c in enumerate(inside):
             depth += {"{": 1, "}": -1}.get(c, 0)
             if depth == 0:
-                return _clean(inside[:i])
+                return _clean(inside[:i]) or None
     found = found or re.search(r"the answer is\D{0,20}?(" + NUMBER + ")", text, re.IGNORECASE)
     numbers = [found[1]] if found else re.findall(NUMBER, text)
     return _clean(numbers[-1]) if numbers else None
 
 def _clean(answer):
-    return re.sub(r"\s|\\?\$|\\!|(?<=\d),(?=\d{3})", "", str(answer)).rstrip(".,")
+    return re.sub(r"\s|\\?\$|\\!|(?<=\d)(,|\{,\})(?=\d{3})", "", str(answer)).rstrip(".,")
 
 def same_answer(a, b):
     """Whether two answers are equal: as exact numbers where both are numbers (18 = 18.00, 1/2 = 0.5), else as text. None equals nothing."""
     if a is None or b is None:
         return False
-    try:
-        return Fraction(_clean(a)) == Fraction(_clean(b))
-    except (ValueError, ZeroDivisionError):
-        return _clean(a) == _clean(b)
+    a, b = _clean(a), _clean(b)
+    numbers = all(re.fullmatch(r"[-+]?(\d+|\d*\.\d+|\d+/0*[1-9]\d*)", n) for n in (a, b))  # no exponents: 1e9999999 would be computed
+    return Fraction(a) == Fraction(b) if numbers else a == b
 
 def exact_match(model, problems, enc, batch=256):
     """Share of the problems [{'prompt', 'answer'}] whose greedy answer is right; None without problems. A prompt that does not fit is wrong."""
     asked = sorted(((enc.encode_ordinary(p["prompt"]), p["answer"]) for p in problems), key=lambda pair: len(pair[0]))
-    fit, right = [pair for pair in asked if len(pair[0]) < model.config.block_size], 0
+    fit, right = [pair for pair in asked if 0 < len(pair[0]) < model.config.block_size], 0
     for some in (fit[begin:begin + batch] for begin in range(0, len(fit), batch)):
         for new, (_, answer) in zip(model.generate([prompt for prompt, _ in some], 256, stop=enc.eot_token), some):
             right += same_answer(extract_answer(enc.decode(new).split("Question:")[0]), answer)
@@ -259,7 +260,7 @@ def main(argv=None):
     arg("--show", nargs="?", const="", metavar="FILE", help="show a text instead: FILE, or with no name a held-out page of --data")
     arg("--page", type=number(0, whole=True), default=0, help="which held-out document of --data to show (default 0)")
     arg("--ckpt", default="out/slm", help="the student, for --show (default out/slm)")
-    arg("--ratio", type=SHARE, default=0.25, help="share of the text's tokens to select, for --show (default 0.25)")
+    arg("--ratio", type=SHARE, default=0.2, help="share of the text's tokens to select, for --show (default 0.2)")
     arg("--device", default="auto", help="cuda, mps or cpu (default: the first that is there)")
     arg("--dtype", choices=("float32", "bfloat16"), default=None, help="precision (default: bfloat16 on CUDA, else float32)")
     args = p.parse_args(argv)
@@ -268,7 +269,7 @@ def main(argv=None):
     ref, ckpt = load_model(args.ref, device, bf16)
     windows = None if args.show else Windows(ensure(args.data), ref.config.block_size)
     student, student_ckpt = (ref, ckpt) if args.show is None else load_model(args.ckpt, device, bf16)
-    if ckpt["tokenizer"] != student_ckpt["tokenizer"] or windows and ckpt["tokenizer"] != windows.meta["tokenizer"]:
+    if len({t["sha256"] for t in (ckpt["tokenizer"], student_ckpt["tokenizer"], windows.meta["tokenizer"] if windows else ckpt["tokenizer"])}) > 1:
         sys.exit(f"{args.ref} has another tokenizer than {args.data if windows else args.ckpt}; make the corpus with the model's (python data.py --tokenizer).")
     if args.show is None:
         cache = ScoreCache(args.ref, args.data, windows, weights_hash(ref))

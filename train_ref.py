@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 # --- ref begin
-from data import AMOUNT, COUNT, REF, Windows, ensure, read_problems, tokenizer_of
+from data import AMOUNT, COUNT, REF, SEED, Windows, ensure, read_problems, tokenizer_of
 from model import GPT, GPTConfig, clear_run, load_model, lr_at, make_optimizer, open_run, peak_mem_mb, pick_device, plain_errors, save_checkpoint, stop_signals, write_log
 from score import Meter, exact_match, masked_mean, mean_loss
 # --- ref end
@@ -21,7 +21,7 @@ from score import Meter, exact_match, masked_mean, mean_loss
 @plain_errors()
 def main(argv=None):
     # ------------------------------------------------------------------------- arguments
-    p = argparse.ArgumentParser(usage=f"python {Path(__file__).name} [options]", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = argparse.ArgumentParser(usage=f"python {Path(__file__).name} [options]", description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     arg = p.add_argument
     # --- ref begin
     arg("--data", default=REF, help="corpus folder to train on")
@@ -40,7 +40,7 @@ def main(argv=None):
     arg("--decay_from", default=None, metavar="CKPT", help="a checkpoint of a --schedule constant run: go on from it, decaying to 0 at --tokens")
     arg("--weight_decay", type=AMOUNT, default=0.1, help="of the matrices")
     arg("--clip", type=AMOUNT, default=1.0, help="largest norm of the gradient; 0 for no clipping")
-    arg("--seed", type=int, default=0, help="of the weights and of the order of the data")
+    arg("--seed", type=SEED, default=0, help="of the weights and of the order of the data")
     arg("--eval_interval", type=COUNT, default=200, help="steps between evaluations, each followed by a checkpoint")
     arg("--eval_windows", type=COUNT, default=128, help="held-out windows of each corpus in an evaluation")
     arg("--problems", type=COUNT, default=512, help="held-out problems answered at the end; in passing, 64 of them")
@@ -66,7 +66,7 @@ def main(argv=None):
     web = Windows(args.data, args.block_size, split="val")
     target = Windows(ensure(args.target), args.block_size, split="val")
     tokenizer, vocab_size = train.meta["tokenizer"], train.meta["vocab_size"]
-    if target.meta["tokenizer"] != tokenizer:
+    if target.meta["tokenizer"]["sha256"] != tokenizer["sha256"]:
         sys.exit(f"{args.data} and {args.target} have different tokenizers; make one again with the other's (python data.py --tokenizer).")
     if ckpt and ckpt["corpus"] != train.sha256:
         sys.exit(f"{args.data} is not the corpus of the run being continued; give its folder with --data.")
@@ -76,7 +76,7 @@ def main(argv=None):
     # ------------------------------------------------------------------------- model, optimizer, compile, resume
     def load(path):  # a checkpoint of this corpus's tokenizer and block size
         model, content = load_model(path, device, bf16)
-        if content["tokenizer"] != tokenizer:
+        if content["tokenizer"]["sha256"] != tokenizer["sha256"]:
             sys.exit(f"{path} and {args.data} have different tokenizers; tokenize the corpus with the checkpoint's (python data.py --tokenizer).")
         if model.config.block_size != args.block_size:
             sys.exit(f"{path} has block size {model.config.block_size}: give --block_size {model.config.block_size}, or another checkpoint.")
@@ -93,18 +93,16 @@ def main(argv=None):
     accumulation, start, elapsed, meter = windows // args.micro_batch, 0, 0.0, Meter(device)
     if ckpt:
         optimizer.load_state_dict(ckpt["optimizer"])
-        torch.set_rng_state(ckpt["rng"])
         start, elapsed, meter.selected_tokens = ckpt["step"], ckpt["elapsed_s"], ckpt["selected_tokens"]
     compiled = cuda if args.compile is None else args.compile
-    # Training, evaluation and scoring all call `forward`, never `model`, so that compiling applies to all of them.
-    forward = torch.compile(model) if compiled else model
+    # Training, evaluation and scoring call `forward`, not `model`, so that compiling applies to them; generation does not.
+    forward = torch.compile(model, dynamic=False) if compiled else model
     clear_run(args.out, keep_until=start if ckpt and args.resume else None)
 
     # ------------------------------------------------------------------------- evaluation
     def evaluate(problems):
-        same = target.sha256 == web.sha256  # trained on the target domain itself: there is no web corpus
-        return {"val_ref": mean_loss(forward, target, args.eval_windows, args.micro_batch, device),
-                "val_web": None if same else mean_loss(forward, web, args.eval_windows, args.micro_batch, device),
+        return {"val_ref": mean_loss(forward, target, args.eval_windows, args.micro_batch, device),  # and None where the web is the target itself
+                "val_web": None if target.sha256 == web.sha256 else mean_loss(forward, web, args.eval_windows, args.micro_batch, device),
                 "accuracy": exact_match(model, problems, enc)}
 
     def save(name, step):
@@ -116,12 +114,13 @@ def main(argv=None):
           f"{steps} steps of {args.batch_tokens:,} tokens, {accumulation} x {args.micro_batch} windows of {args.block_size}")
     snapshots = {round(j * steps / args.snapshots) for j in range(1, args.snapshots + 1)}
     bad_step = torch.full((), -1, device=device)  # the first step with a loss or gradient that is no number, kept on the device
+    torch.set_rng_state(ckpt["rng"] if ckpt else torch.get_rng_state())  # last, since building the models has drawn from it
     mark, marked = time.perf_counter(), start
     with stop_signals() as stop, tqdm(total=steps, initial=start, desc=args.out, unit="step", mininterval=1) as bar:
         for step in range(start, steps):
             for group in optimizer.param_groups:
                 group["lr"] = lr_at(step, steps, args.lr, args.warmup, args.schedule, args.decay_start)
-            total = 0.0
+            total = 0.0  # the loss of the step
             for m, i in enumerate(train.indices(step, windows).reshape(accumulation, -1)):
                 x, y = train[i]  # (B, T) each
                 valid = None if (y >= 0).all() else move(y >= 0)
@@ -139,7 +138,7 @@ def main(argv=None):
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip or float("inf"))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            bad_step = torch.where((bad_step < 0) & ~torch.isfinite(total + norm), step, bad_step)
+            bad_step = torch.where((bad_step < 0) & ~torch.isfinite(total + norm), step + 1, bad_step)
             bar.update()
 
             done = step + 1
@@ -161,9 +160,8 @@ def main(argv=None):
             if evaluating:
                 tqdm.write(line)
             if saving:
-                save("ckpt.pt", done)
-                if done in snapshots:
-                    save(f"step_{done:06}.pt", done)
+                for name in [f"step_{done:06}.pt"] * (done in snapshots) + ["ckpt.pt"]:
+                    save(name, done)  # ckpt.pt last: a run that is resumed has its snapshots
             if stopping and done < steps:
                 bar.close()
                 print(f"Stopped after step {done} of {steps} and saved. To go on: python {Path(__file__).name} --resume --out {args.out}", file=sys.stderr)
@@ -176,7 +174,7 @@ def main(argv=None):
     print(f"  held-out target domain: loss {say('val_ref')} nats a token, accuracy {say('accuracy', '%')} on {len(problems)} problems")
     print(f"  held-out text of {args.data}: loss {say('val_web')} nats a token")
     # --- ref begin
-    print("  next: python train_slm.py    the student, with this reference")
+    print(f"  next: python train_slm.py --ref {args.out}    the student, with this reference")
     # --- ref end
     print(f"  files: {args.out}/ckpt.pt, {args.out}/log.jsonl")
 

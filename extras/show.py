@@ -189,7 +189,7 @@ def main(argv=None):
     arg("--page", type=number(0, whole=True), default=0, metavar="K", help="the first held-out page to show (default 0)")
     arg("--pages", type=number(1, whole=True), default=1, metavar="N", help="how many of them, each a selection pool by itself (default 1)")
     arg("--text", default=None, metavar="FILE", help="show this text instead of the corpus")
-    arg("--ratio", type=float, default=0.25, help="share of the tokens selected at first, in whole percent (default 0.25)")
+    arg("--ratio", type=float, default=0.2, help="share of the tokens selected at first, in whole percent (default 0.2)")
     arg("--out", default="out/show.html", metavar="FILE", help="the page to write; one that is there is replaced (default out/show.html)")
     arg("--device", default="auto", help="cuda, mps or cpu (default: the first that is there)")
     args = p.parse_args(argv)
@@ -207,7 +207,7 @@ def main(argv=None):
         tokenizers[args.data] = Windows(ensure(args.data), ref.config.block_size, split="val").meta["tokenizer"]
         texts = [(f"{args.data}, held-out page {n}", *page(args.data, n, ref.config.block_size)) for n in range(args.page, args.page + args.pages)]
     for where, tokenizer in tokenizers.items():
-        if tokenizer != ref_content["tokenizer"]:
+        if tokenizer["sha256"] != ref_content["tokenizer"]["sha256"]:
             sys.exit(f"{where} and {args.ref} have different tokenizers.")
     pages = []
     for title, tokens, kind in texts:

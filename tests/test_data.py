@@ -11,7 +11,7 @@ import data
 from data import KINDS, Windows, get_tokenizer, write_corpus
 
 CLEAN_SHA256 = "ca4856af2725fa674af6e36db15b1a45bc372281295f9b0dd841fe9b8f46f767"
-WEB_SHA256 = "e035de798975a6e529af65813e9af35d5a9d6f0641cf1acb382cc9463a3502e1"
+WEB_SHA256 = "4f46b8a55c3433b281102f4294b3887f0b41426b45a0afc28dc292b0011f4db4"
 
 def read(folder, split="train"):
     return np.fromfile(folder / f"{split}.bin", dtype=json.loads((folder / "meta.json").read_text())["dtype"])

@@ -160,7 +160,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(run, tmp_pat
     monkeypatch.setattr(GPT, "forward", forward)
     with pytest.raises(SystemExit) as e:
         run("ref", tmp_path / "run", "--tokens", "7680", "--eval_interval", 10, "--log_interval", 10)
-    assert "at step 13;" in e.value.code and str(tmp_path / "run" / "ckpt.pt") in e.value.code
+    assert "at step 14;" in e.value.code and str(tmp_path / "run" / "ckpt.pt") in e.value.code
     ckpt = load_checkpoint(tmp_path / "run")
     assert ckpt["step"] == 10 and all(torch.isfinite(v).all() for v in ckpt["model"].values())
     assert "NaN" not in (tmp_path / "run" / "log.jsonl").read_text()
