@@ -34,7 +34,7 @@ def main(argv=None):
     arg("--block_size", type=COUNT, default=128, help="T, tokens in a window")
     arg("--batch_tokens", type=COUNT, default=4096, help="tokens in an optimizer step")
     arg("--micro_batch", type=COUNT, default=32, help="windows in one forward pass, and the pool a selection is made from; smaller needs less memory")
-    arg("--lr", type=AMOUNT, default=4e-3, help="peak learning rate")
+    arg("--lr", type=AMOUNT, default=3e-3, help="peak learning rate")
     arg("--schedule", choices=("linear", "cosine", "constant"), default="linear", help="how the learning rate decays to 0 after the warm-up")
     arg("--warmup", type=COUNT, default=50, help="steps of linear warm-up")
     arg("--decay_from", default=None, metavar="CKPT", help="a checkpoint of a --schedule constant run: go on from it, decaying to 0 at --tokens")

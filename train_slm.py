@@ -32,7 +32,7 @@ def main(argv=None):
     arg("--log_selection", type=SHARE, default=None, metavar="RATIO", help="with --ratio 1: also log what would be selected at this ratio")
     arg("--data", default=WEB, help="corpus folder to train on")
     arg("--out", default="out/slm", help="folder for the checkpoints and the log")
-    arg("--tokens", type=COUNT, default="3.4M", help="tokens to train on (K, M, B allowed)")
+    arg("--tokens", type=COUNT, default="3.6M", help="tokens to train on (K, M, B allowed)")
     # --- SLM end
     arg("--target", default=REF, help="corpus folder whose held-out text and problems measure the target domain")
     arg("--init_from", default="scratch", help="scratch, or the run folder or checkpoint whose weights to start from; its shape overrides --depth")
@@ -40,7 +40,7 @@ def main(argv=None):
     arg("--block_size", type=COUNT, default=128, help="T, tokens in a window")
     arg("--batch_tokens", type=COUNT, default=4096, help="tokens in an optimizer step")
     arg("--micro_batch", type=COUNT, default=32, help="windows in one forward pass, and the pool a selection is made from; smaller needs less memory")
-    arg("--lr", type=AMOUNT, default=4e-3, help="peak learning rate")
+    arg("--lr", type=AMOUNT, default=3e-3, help="peak learning rate")
     arg("--schedule", choices=("linear", "cosine", "constant"), default="linear", help="how the learning rate decays to 0 after the warm-up")
     arg("--warmup", type=COUNT, default=50, help="steps of linear warm-up")
     arg("--decay_from", default=None, metavar="CKPT", help="a checkpoint of a --schedule constant run: go on from it, decaying to 0 at --tokens")

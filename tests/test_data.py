@@ -2,6 +2,7 @@ import gzip
 import hashlib
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import data
 from data import KINDS, Windows, get_tokenizer, write_corpus
 
 CLEAN_SHA256 = "ca4856af2725fa674af6e36db15b1a45bc372281295f9b0dd841fe9b8f46f767"
-WEB_SHA256 = "4f46b8a55c3433b281102f4294b3887f0b41426b45a0afc28dc292b0011f4db4"
+WEB_SHA256 = "0ee67a15d82714fd73385c0af04abb260ce3bd42fa6a07abf0375c8118b8d940"
 
 def read(folder, split="train"):
     return np.fromfile(folder / f"{split}.bin", dtype=json.loads((folder / "meta.json").read_text())["dtype"])
@@ -140,6 +141,21 @@ def test_a_failed_corpus_leaves_the_old_one(tmp_path):
     with pytest.raises(OSError):
         write_corpus(tmp_path / "c", fails(), {}, 10, {})
     assert read(tmp_path / "c").tolist() == [1, 2, 3] and [p.name for p in tmp_path.iterdir()] == ["c"]
+
+def test_only_corpora_are_replaced_and_a_half_made_pair_is_completed(tmp_path, refused, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sizes = ["--ref_tokens", "2K", "--web_tokens", "2K"]
+    data.main(sizes)
+    before = (tmp_path / "corpus" / "ref" / "train.bin").read_bytes()
+    shutil.rmtree(tmp_path / "corpus" / "web")  # as if the first making had been killed half-way
+    data.main([*sizes, "--seed", "1"])
+    assert (tmp_path / "corpus" / "web" / "train.bin").exists() and (tmp_path / "corpus" / "ref" / "train.bin").read_bytes() == before
+    refused(data.main, sizes, "already there")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("words")
+    (tmp_path / "a.txt").write_text("words\n" * 9000)
+    refused(data.main, ["--text", "a.txt", "--out", "thesis", "--overwrite"], "if it is a corpus")
+    assert (tmp_path / "thesis" / "thesis.tex").exists()
 
 def test_a_folder_that_is_no_whole_corpus_is_refused(corpus, tmp_path):
     with pytest.raises(SystemExit, match="not a whole corpus"):

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+import bench
 import data
 import model
 import score
@@ -18,7 +19,7 @@ import train_slm
 from conftest import ROOT, SIZE
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-MAIN = {"data.py": data.main, "model.py": model.main, "score.py": score.main, "train_ref.py": train_ref.main, "train_slm.py": train_slm.main, "extras/show.py": show.main}
+MAIN = {"data.py": data.main, "model.py": model.main, "score.py": score.main, "train_ref.py": train_ref.main, "train_slm.py": train_slm.main, "extras/show.py": show.main, "extras/bench.py": bench.main}
 
 def commands():
     """The python commands of the README's code blocks, in order, as (script, argv)."""
@@ -50,6 +51,8 @@ def test_every_command_runs(folder):
             argv = kept + ([] if "--decay_from" in argv else SIZE) + ["--tokens", "2560", "--overwrite"]
         elif script == "data.py":
             argv = argv + ["--overwrite", "--ref_tokens", "20K", "--web_tokens", "40K"]
+        elif script == "extras/bench.py":
+            argv = argv + [*SIZE, "--rounds", "1", "--steps", "20"]
         elif script == "model.py":
             argv = [a.replace("Tom has 3 apples and buys 4 more. ", "") if i and argv[i - 1] == "--prompt" else a for i, a in enumerate(argv)]
         if (script, argv) != ("extras/make_vocab.py", []):

@@ -10,9 +10,9 @@ import torch
 import score as score_py
 import train_ref
 import train_slm
-from data import KINDS, Windows
+from data import KINDS, Windows, get_tokenizer
 from model import GPT, GPTConfig, load_model, weights_hash
-from score import SCORES, Meter, ScoreCache, extract_answer, masked_mean, reference_scores, same_answer, select_topk
+from score import SCORES, Meter, ScoreCache, exact_match, extract_answer, masked_mean, mean_loss, reference_scores, same_answer, select_topk
 
 nan, inf = math.nan, math.inf
 
@@ -79,10 +79,17 @@ def test_entropy_and_loss_of_a_reference():
     assert torch.allclose(entropy, -(p * p.log()).sum(-1), atol=1e-5) and torch.allclose(loss, reference_scores(model, x, y)[0], atol=1e-5)
     assert not loss.requires_grad and not entropy.requires_grad
 
-def test_reference_equal_to_the_student_gives_no_excess(run, corpus):
+def test_reference_equal_to_the_student_gives_no_excess(run, corpus, tmp_path):
+    """From the script: a student that starts as its own reference and does not move has the loss of its reference, cached from other batches."""
+    _, log = run("slm", tmp_path / "slm", "--init_from", run.ref, "--lr", "0", "--log_interval", 1)
     ref, _ = load_model(run.ref)
-    x, y = Windows(corpus / "web", 32).batch(0, 8)
-    assert (SCORES["excess"](ref(x, y).detach(), reference_scores(ref, x, y)[0], None, None, None, None) == 0).all()
+    windows = Windows(corpus / "web", 32)
+    cache = ScoreCache(run.ref, corpus / "web", windows, weights_hash(ref))
+    assert cache.ready()
+    for step, line in enumerate(log):
+        x, y = windows.batch(step, 8)
+        excess = ref(x, y).detach() - cache[windows.indices(step, 8)][0]
+        assert excess.abs().max() < 1e-4 and line["loss"] == pytest.approx(cache[windows.indices(step, 8)][0].mean().item(), abs=1e-4)
 
 def test_cached_scores_are_the_reference_s_losses_in_the_grid_s_order(run, corpus, tmp_path):
     ref, _ = load_model(run.ref)
@@ -117,6 +124,33 @@ def test_a_cache_of_something_else_is_refused(run, corpus, tmp_path, refused):
         refused(score_py.main, argv, f"another {name}", "score.py")
         (folder / "meta.json").write_text(json.dumps(meta))
     score_py.main([*map(str, argv)])
+    raw = (folder / "loss.npy").read_bytes()
+    (folder / "loss.npy").write_bytes(raw[:-4000])
+    refused(score_py.main, argv, "score.py")
+    score_py.main([*map(str, argv), "--overwrite"])
+    assert (folder / "loss.npy").read_bytes() == raw
+
+def test_scores_that_do_not_fit_the_disk_are_not_begun(run, corpus, tmp_path, monkeypatch, refused):
+    (tmp_path / "ref").mkdir()
+    (tmp_path / "ref" / "ckpt.pt").write_bytes((run.ref / "ckpt.pt").read_bytes())
+    monkeypatch.setattr(score_py.shutil, "disk_usage", lambda path: type("", (), {"free": 1000}))
+    refused(score_py.main, ["--ref", tmp_path / "ref", "--data", corpus / "web", "--device", "cpu"], "--online")
+    assert [p.name for p in (tmp_path / "ref").iterdir()] == ["ckpt.pt"]
+
+def test_held_out_loss_and_accuracy_are_of_the_next_token_and_of_right_answers(run, corpus):
+    ref, _ = load_model(run.ref)
+    windows = Windows(corpus / "ref", 32, split="val")
+    i = np.unique(np.linspace(0, len(windows) - 1, 10).astype(int))
+    x, y = windows[i]
+    assert mean_loss(ref, windows, 10, 4, "cpu") == pytest.approx(ref(x, y).mean().item(), abs=1e-5) and mean_loss(ref, windows, 10, 4, "cpu") < 4
+    enc = get_tokenizer()
+
+    class Solver:  # answers the first two of three problems, goes on after the answer, and is asked with the prompt alone
+        config = ref.config
+        def generate(self, prompts, n, stop):
+            return [enc.encode_ordinary({"a": " 1+1=2\n#### 2\nQuestion: #### 5", "b": " so 1,000.", "c": " #### 4"}[enc.decode(p)]) for p in prompts]
+    problems = [{"prompt": "a", "answer": "2"}, {"prompt": "b", "answer": "1000"}, {"prompt": "c", "answer": "5"}, {"prompt": "", "answer": "5"}]
+    assert exact_match(Solver(), problems, enc) == 0.5 and exact_match(Solver(), problems[:2], enc, batch=1) == 1 and exact_match(Solver(), [], enc) is None
 
 def test_meter_adds_up():
     meter = Meter("cpu")
@@ -134,12 +168,12 @@ def test_meter_adds_up():
 @pytest.mark.parametrize("text, answer", [
     ("8*2=16 left\n#### 16\n", "16"), ("#### 1,234", "1234"), ("#### $18.00.", "18.00"), ("#### -5.", "-5"), ("####\n12 apples. The answer is 9", "12"),
     (r"so \boxed{7} or \boxed{\frac{1}{2}}.", r"\frac{1}{2}"), ("The answer is: $1,234.50. Then 3.", "1234.50"), ("first 3, then 4.", "4"), ("5-3", "3"),
-    ("about 1/2 of it", "1/2"), ("nothing", None), ("", None), ("Question 3: #### 4 Question 5", "4"), ("it is .5", ".5")])
+    ("about 1/2 of it", "1/2"), ("nothing", None), ("", None), ("Question 3: #### 4 Question 5", "4"), ("it is .5", ".5"), ("so \N{MINUS SIGN}7", "-7"), (r"\boxed{1{,}234}", "1234"), (r"\boxed{}", None)])
 def test_extract_answer(text, answer):
     assert extract_answer(text) == answer
 
 def test_same_answer():
     for a, b in (("18", "18.00"), ("1,000", "1000"), ("1/2", "0.5"), ("$3", "3"), ("7.", "7"), ("-0", "0"), (r"\frac{1}{2}", r"\frac{1}{2}"), (5, "5")):
         assert same_answer(a, b) and same_answer(b, a)
-    for a, b in (("18", "19"), (None, None), (None, "0"), ("x", "y"), ("1/0", "1"), ("10", "1")):
+    for a, b in (("18", "19"), (None, None), (None, "0"), ("x", "y"), ("1/0", "1"), ("10", "1"), ("1e9999999", "1")):
         assert not same_answer(a, b)

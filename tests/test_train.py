@@ -12,7 +12,7 @@ import torch
 import model as model_py
 import train_ref
 import train_slm
-from conftest import ROOT
+from conftest import ROOT, SIZE
 from data import Windows
 from model import GPT, GPTConfig, load_checkpoint
 from score import masked_mean
@@ -141,6 +141,7 @@ def test_decay_from_a_constant_run(run, tmp_path, refused):
     run("ref", tmp_path / "linear", "--tokens", "5120", "--snapshots", 2)
     refused(train_ref.main, ["--decay_from", tmp_path / "linear" / "step_000010.pt", "--out", tmp_path / "x"], "--schedule constant")
     refused(train_ref.main, ["--decay_from", tmp_path / "constant" / "step_000010.pt", "--tokens", "2560", "--out", tmp_path / "x"], "no step")
+    refused(train_ref.main, ["--decay_from", tmp_path / "short", "--tokens", "5120", "--out", tmp_path / "x"], "decayed already")
     assert not (tmp_path / "x").exists()
 
 def test_continual_pretraining_starts_from_the_base(run, corpus, tmp_path, capsys):
@@ -211,6 +212,34 @@ def test_corpora_that_do_not_fit_are_refused(run, corpus, tmp_path, refused):
     assert not (tmp_path / "out").exists()
     train_ref.main([str(a) for a in base[2:]] + ["--data", str(tmp_path / "ids"), "--target", str(tmp_path / "ids")])  # ids alone are fine
 
+def test_another_corpus_is_not_resumed_on_and_a_reference_is_not_written_over(run, corpus, tmp_path, refused, monkeypatch):
+    flags = ["--tokens", "5120", "--eval_interval", 10]
+    with monkeypatch.context() as m, pytest.raises(ZeroDivisionError):
+        m.setattr(train_ref, "lr_at", lambda step, *rest: 1 / 0 if step == 15 else 0.001)
+        run("ref", tmp_path / "cut", *flags)
+    refused(train_ref.main, ["--resume", "--out", tmp_path / "cut", "--data", corpus / "web"], "not the corpus")
+    before = (run.ref / "ckpt.pt").read_bytes()
+    refused(train_slm.main, ["--data", corpus / "web", "--target", corpus / "ref", "--ref", run.ref, "--out", run.ref, "--overwrite", *SIZE, "--tokens", 2560], "no reference")
+    assert (run.ref / "ckpt.pt").read_bytes() == before
+
+def test_resume_restores_the_random_state(run, tmp_path, monkeypatch):
+    """Nothing in the loop draws from it today; a fork that adds dropout relies on it."""
+    seen = {}
+    def draws(step, *rest):
+        seen.setdefault(step, []).append(torch.rand(()).item())
+        if step == 15 and len(seen[15]) == 1 and resumable:
+            raise ZeroDivisionError
+        return model_py.lr_at(step, *rest)
+    monkeypatch.setattr(train_slm, "lr_at", draws)
+    flags, resumable = ["--tokens", "5120", "--eval_interval", 10], False
+    run("slm", tmp_path / "whole", *flags)
+    whole, resumable = dict(seen), True  # two values a step: the rate is set for two groups of parameters
+    seen.clear()
+    with pytest.raises(ZeroDivisionError):
+        run("slm", tmp_path / "cut", *flags)
+    run("slm", tmp_path / "cut", resume=True)
+    assert {step: values[-2:] for step, values in seen.items()} == whole
+
 def test_a_folder_in_use_is_kept(run, tmp_path, refused):
     _, log = run("ref", tmp_path / "run")
     before = (tmp_path / "run" / "ckpt.pt").read_bytes()
@@ -219,6 +248,8 @@ def test_a_folder_in_use_is_kept(run, tmp_path, refused):
     refused(train_ref.main, ["--resume", "--out", tmp_path / "run", "--lr", "0.5"], "--lr", "contradicts")
     refused(train_slm.main, ["--resume", "--out", tmp_path / "run"], "other training script")
     assert (tmp_path / "run" / "ckpt.pt").read_bytes() == before
+    (tmp_path / "mine" / "scores").mkdir(parents=True)  # a folder of something else
+    refused(train_ref.main, ["--out", tmp_path / "mine"], "--overwrite")
     (tmp_path / "run" / "scores").mkdir()
     again, log_again = run("ref", tmp_path / "run", "--overwrite")
     assert measured(log) == measured(log_again) and not (tmp_path / "run" / "scores").exists()
