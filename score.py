@@ -93,9 +93,8 @@ class ScoreCache:
         """Whether the scores are there. Exits with a sentence if they are of another corpus, reference or block size."""
         if not (self.folder / "meta.json").exists():
             return False
-        whole = (self.folder / "loss.npy").stat().st_size == 128 + 4 * math.prod(self.shape)  # .npy has a header of 128 bytes
-        key = json.loads((self.folder / "meta.json").read_text()) if whole else {}
-        wrong = [name for name in self.key if key.get(name) != self.key[name]]
+        key, size = json.loads((self.folder / "meta.json").read_text()), (self.folder / "loss.npy").stat().st_size
+        wrong = [name for name in self.key if key.get(name) != self.key[name]] or ["size"] * (size != 128 + 4 * math.prod(self.shape))  # .npy: 128 bytes, then the numbers
         if wrong:
             sys.exit(f"The scores in {self.folder} belong to another {' and another '.join(wrong)}; make them again ({self.command}) or delete that folder.")
         return not entropy or (self.folder / "entropy.npy").exists()
