@@ -22,8 +22,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAIN = {"data.py": data.main, "model.py": model.main, "score.py": score.main, "train_ref.py": train_ref.main, "train_slm.py": train_slm.main, "extras/show.py": show.main, "extras/bench.py": bench.main}
 
 def commands():
-    """The python commands of the README's code blocks, in order, as (script, argv)."""
-    blocks = re.findall(r"^(?: {4,}|)((?:[^\n`]*&& )?python (?!-m)\S+\.py[^\n]*)$", README, re.M)
+    """The python commands of the README's indented code blocks, in order, as (script, argv)."""
+    text = re.sub(r"```.*?```", "", README, flags=re.S)  # a transcript is no command
+    blocks = re.findall(r"^(?: {4,}|)((?:[^\n`]*&& )?python (?!-m)\S+\.py[^\n]*)$", text, re.M)
     parts = [part.strip() for block in blocks for part in block.split("&&") if part.strip().startswith("python ")]
     return [(argv[1], argv[2:]) for argv in map(shlex.split, parts)]
 
