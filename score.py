@@ -72,7 +72,7 @@ NO_REFERENCE = ("loss", "random", "oracle")  # every other score is given ref_lo
 def reference_scores(model, x, y, entropy=False):
     """(ref_loss, ref_entropy or None), (B,T) float32 each, in nats: the one way in which a reference scores, cached or online.
 
-    L_ref(x_i) = -log P(x_i | x_<i); H_ref(x_i) = - sum_v P(v | x_<i) log P(v | x_<i) (Section 4.4, Self-Referencing).
+    L_ref(x_i) = -log P(x_i | x_<i); H_ref(x_i) = - sum_v P(v | x_<i) log P(v | x_<i) (self-reference, Tables 3 and 4).
     """
     if not entropy:
         return token_losses(model, x, y), None

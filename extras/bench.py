@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 import train_slm
-from data import REF, WEB, Windows, ensure, number
+from data import WEB, Windows, ensure, number
 from model import load_model, pick_device, plain_errors
 from score import select_topk, token_losses
 

@@ -8,8 +8,6 @@ import pytest
 import torch
 
 import score as score_py
-import train_ref
-import train_slm
 from data import KINDS, Windows, get_tokenizer
 from model import GPT, GPTConfig, load_model, weights_hash
 from score import SCORES, Meter, ScoreCache, exact_match, extract_answer, masked_mean, mean_loss, reference_scores, same_answer, select_topk
