@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 KINDS = ("math", "wrong", "prose", "boilerplate", "junk")
@@ -130,9 +131,12 @@ def read_problems(path, n):
     return [json.loads(line) for file in Path(path).glob("problems.jsonl") for line in file.read_text(encoding="utf-8").split("\n")[:n] if line]
 
 def ensure(path):
-    """Make the embedded corpus if `path` is one of its two folders and is not there yet. Returns path."""
-    if str(path) in (REF, WEB) and not Path(path).exists():
+    """Make the embedded corpus if `path` is one of its two folders and is not there yet; of several processes, the first does. Returns path."""
+    alone = not (dist.is_available() and dist.is_initialized())
+    if str(path) in (REF, WEB) and not Path(path).exists() and (alone or dist.get_rank() == 0):
         main([])
+    if not alone:
+        dist.barrier()
     return path
 
 # ----------------------------------------------------------------------------- your own text

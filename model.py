@@ -4,10 +4,11 @@
 
 Shapes in the comments: B windows (batch), T tokens each, C channels, H heads, D = C / H channels a head, V vocabulary.
 """
-import argparse, contextlib, dataclasses, hashlib, json, math, os, shutil, signal, sys, threading
+import argparse, contextlib, dataclasses, math, os, signal, sys, threading
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 
@@ -39,9 +40,8 @@ class GPTConfig:
         return cls(n_layer=depth, n_head=depth, n_kv_head=depth, n_embd=32 * depth, n_hidden=32 * math.ceil(8 / 3 * depth), **rest)
 
 def rotate(x, cos, sin):
-    """Rotary positions, rotate-half layout: channel i of x (B,H,T,D) turns together with channel i + D/2."""
-    x1, x2 = x.chunk(2, dim=-1)
-    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)
+    """Rotary positions, rotate-half layout: channel i of x (B,T,H,D) turns together with channel i + D/2; sin is negative in the first half."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 class KVCache:
     """The keys and values of one layer for the positions seen so far, up to `size`."""
@@ -58,20 +58,21 @@ class KVCache:
 class Attention(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.n_head, self.n_kv_head, self.head_dim = c.n_head, c.n_kv_head, c.n_embd // c.n_head
-        self.qkv = nn.Linear(c.n_embd, (c.n_head + 2 * c.n_kv_head) * self.head_dim, bias=False)
+        self.head_dim, self.grouped = c.n_embd // c.n_head, c.n_head != c.n_kv_head
+        self.q = nn.Linear(c.n_embd, c.n_embd, bias=False)
+        self.k = nn.Linear(c.n_embd, c.n_kv_head * self.head_dim, bias=False)
+        self.v = nn.Linear(c.n_embd, c.n_kv_head * self.head_dim, bias=False)
         self.proj = nn.Linear(c.n_embd, c.n_embd, bias=False)
 
     def forward(self, x, cos, sin, cache):
         B, T, C = x.shape
-        heads = self.qkv(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H + 2 n_kv_head, T, D)
-        q, k, v = heads.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=1)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k, v = (linear(x).view(B, T, -1, self.head_dim) for linear in (self.q, self.k, self.v))
+        q, k, v = (t.transpose(1, 2) for t in (rotate(q, cos, sin), rotate(k, cos, sin), v))  # (B, H, T, D), k and v (B, n_kv_head, T, D)
         if cache is not None:
             k, v = cache.append(k, v)
         # A lone new token may look at everything cached; a whole window must not look ahead. Dropped tokens are dropped from
         # the loss only: no selection reaches this line, so they stay in every other token's context.
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, enable_gqa=self.n_head != self.n_kv_head)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, enable_gqa=self.grouped)
         return self.proj(y.transpose(1, 2).reshape(B, T, C))
 
 class Block(nn.Module):
@@ -79,13 +80,44 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.attn = nn.RMSNorm(c.n_embd, c.norm_eps), Attention(c)
         self.norm2 = nn.RMSNorm(c.n_embd, c.norm_eps)
-        self.gate_up = nn.Linear(c.n_embd, 2 * c.n_hidden, bias=False)
+        self.gate = nn.Linear(c.n_embd, c.n_hidden, bias=False)
+        self.up = nn.Linear(c.n_embd, c.n_hidden, bias=False)
         self.down = nn.Linear(c.n_hidden, c.n_embd, bias=False)
 
     def forward(self, x, cos, sin, cache=None):
         x = x + self.attn(self.norm1(x), cos, sin, cache)
-        gate, up = self.gate_up(self.norm2(x)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)  # SwiGLU
+        h = self.norm2(x)
+        return x + self.down(F.silu(self.gate(h)) * self.up(h))  # SwiGLU
+
+def cross_entropy(logits, targets):
+    """logits (N,V), targets (N,) -> losses (N,) float32, in nats; 0 where the target is -1."""
+    return F.cross_entropy(logits.float(), targets, ignore_index=-1, reduction="none")
+
+class SelectedLoss(torch.autograd.Function):
+    """cross_entropy(x @ weight.T, targets) where at most `keep` of the losses are differentiated. Forward: the logits of ROWS tokens at
+    a time, none of them kept. Backward: dloss_i / dlogits_i = softmax(logits_i) - onehot(target_i), for the kept tokens only."""
+    @staticmethod
+    def forward(ctx, x, weight, V, targets, keep):  # (N,C), (V and padding, C), (N,) -> (N,)
+        ctx.save_for_backward(x, weight, targets)
+        ctx.V, ctx.keep = V, keep
+        return torch.cat([cross_entropy((rows @ weight.T)[:, :V], y) for rows, y in zip(x.split(ROWS), targets.split(ROWS))])
+
+    @staticmethod
+    def backward(ctx, grad):  # (N,)
+        x, weight, targets = ctx.saved_tensors
+        torch._assert_async((grad != 0).sum() <= ctx.keep, "more losses were differentiated than `keep` promised")
+        kept = grad.abs().topk(ctx.keep).indices  # those with a gradient, in a number known without asking the device
+        grad, y = grad.masked_fill(targets < 0, 0.0)[kept, None], targets[kept, None].clamp(min=0)
+        dx, dweight = torch.zeros_like(x), torch.zeros_like(weight, dtype=torch.float32)
+        for i, y, g in zip(kept.split(ROWS), y.split(ROWS), grad.split(ROWS)):
+            dlogits = ((x[i] @ weight.T)[:, :ctx.V].float().softmax(-1) * g).scatter_add(1, y, -g)  # (n,V)
+            dlogits = F.pad(dlogits.to(x.dtype), (0, len(weight) - ctx.V))
+            dx[i] = dlogits @ weight
+            dweight += dlogits.T @ x[i]
+        return dx, dweight.to(weight.dtype), None, None, None
+
+ROWS = 1024  # tokens whose logits are held at a time
+PAYS = 0.6  # share of the tokens above which one plain pass is cheaper: 2 + 6 share passes through the head against 6
 
 class GPT(nn.Module):
     def __init__(self, config, bf16=False):
@@ -97,8 +129,8 @@ class GPT(nn.Module):
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         D = config.n_embd // config.n_head
         angle = torch.outer(torch.arange(config.block_size).float(), config.rope_theta ** (-torch.arange(0, D, 2).float() / D))
-        self.register_buffer("cos", angle.cos(), persistent=False)  # (T, D/2)
-        self.register_buffer("sin", angle.sin(), persistent=False)
+        self.register_buffer("cos", torch.cat((angle.cos(), angle.cos()), dim=-1)[:, None], persistent=False)  # (T, 1, D)
+        self.register_buffer("sin", torch.cat((-angle.sin(), angle.sin()), dim=-1)[:, None], persistent=False)
         for name, p in self.named_parameters():
             if p.dim() == 2:  # std 1/sqrt(3 fan_in), at 768 channels GPT-2's 0.02; smaller where a matrix writes into the residual stream
                 writes = name.endswith(("proj.weight", "down.weight"))
@@ -106,10 +138,11 @@ class GPT(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embed.weight
 
-    def forward(self, idx, targets=None, cache=None):
+    def forward(self, idx, targets=None, keep=None, cache=None):
         """idx (B,T) -> logits (B,T,V); with targets (B,T) -> losses (B,T) float32, in nats: -log P(target | the tokens up to it).
 
-        targets[b, i] is the token after idx[b, i] (data.py shifts them); a target of -1 is ignored and its loss is 0.
+        targets[b, i] is the token after idx[b, i] (data.py shifts them); a target of -1 is ignored and its loss is 0. keep promises
+        that at most so many of the losses will be differentiated: the same numbers, for less time and memory (SelectedLoss).
         """
         start = cache[0].n if cache else 0
         if start + idx.shape[1] > self.config.block_size:
@@ -121,10 +154,14 @@ class GPT(nn.Module):
             cos, sin = (t[start:start + idx.shape[1]].to(dtype) for t in (self.cos, self.sin))
             for i, block in enumerate(self.blocks):
                 x = block(x, cos, sin, cache[i] if cache else None)
-            logits = self.head(self.norm(x))  # (B, T, V)
-        if targets is None:
-            return logits
-        losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
+            x, V = self.norm(x).to(dtype), self.config.vocab_size
+            weight = F.pad(self.head.weight.to(dtype), (0, 0, 0, -V % 64))  # rows in multiples of 64 are faster on a GPU
+            if targets is None:
+                return (x @ weight.T)[..., :V]  # (B, T, V)
+            if torch.is_grad_enabled() and (keep is None or keep > PAYS * targets.numel()):
+                losses = cross_entropy((x @ weight.T)[..., :V].flatten(0, 1), targets.flatten())  # the definition
+            else:
+                losses = SelectedLoss.apply(x.flatten(0, 1), weight, V, targets.flatten(), keep)
         return losses.view_as(targets)
 
     @torch.no_grad()
@@ -159,10 +196,8 @@ def make_optimizer(model, lr, weight_decay):
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
 
 def lr_at(step, steps, lr, warmup, schedule, decay_start=None):
-    """Learning rate of step 0 <= step < steps: linear warm-up for `warmup` steps, then constant, linear or cosine decay to 0.
-
-    decay_start: the step from which a constant run decays linearly to 0 (--decay_from).
-    """
+    """Learning rate of step 0 <= step < steps: linear warm-up for `warmup` steps, then constant, linear or cosine decay to 0. decay_start:
+    the step from which a constant run decays linearly to 0 (--decay_from)."""
     if decay_start is not None:
         return lr * min(1.0, (step + 1) / max(1, warmup)) * (steps - step) / max(1, steps - decay_start)
     if step < warmup:
@@ -174,6 +209,7 @@ def lr_at(step, steps, lr, warmup, schedule, decay_start=None):
 def pick_device(name="auto"):
     """'auto' is CUDA, then MPS, then CPU. Exits with a sentence if the device asked for is not there."""
     name = ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu") if name == "auto" else name
+    name += ":" + os.environ["LOCAL_RANK"] if name == "cuda" and "LOCAL_RANK" in os.environ else ""  # torchrun: a GPU for each process
     try:
         torch.zeros(1, device=name)
     except Exception:
@@ -222,23 +258,20 @@ def load_model(source, device="cpu", bf16=False):
         sys.exit(f"The checkpoint's weights do not fit its own configuration, so it is not one of this project's ({type(e).__name__}).")
     return model.to(device), ckpt
 
-def weights_hash(model):
-    """sha256 over a model's shape and tensors, by which a score file knows its reference."""
-    h = hashlib.sha256(json.dumps(dataclasses.asdict(model.config), sort_keys=True).encode())
-    for name, t in sorted(model.state_dict().items()):
-        h.update(name.encode() + t.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return h.hexdigest()
-
 @contextlib.contextmanager
 def plain_errors():
-    """For the commands' main(): no memory and no disk become one sentence instead of a traceback."""
+    """For the commands' main(): no memory, no disk and the death of another process become one sentence instead of a traceback."""
     try:
         yield
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
     except KeyboardInterrupt:
         sys.exit("Interrupted. What was complete before is still there.")
     except OSError as e:
         sys.exit(f"A file could not be read or written: {e}. What was complete before is still there.")
     except (RuntimeError, MemoryError) as e:
+        if any(words in str(e) for words in ("gloo", "NCCL", "Connection closed")):
+            sys.exit("Another process of this run has ended, so this one cannot go on. The last checkpoint is whole: give the same command with --resume.")
         if not isinstance(e, MemoryError) and not any(words in str(e) for words in ("out of memory", "allocate memory", "ALLOC_FAILED")):
             raise
         sys.exit("Out of memory: give a smaller --micro_batch (it is also the selection pool, and changes nothing else), --depth or --block_size.")
@@ -284,8 +317,10 @@ def open_run(parser, argv):
     if not ckpt and args.init_from != "scratch" and not ckpt_path(args.init_from).is_file():
         sys.exit(f"There is no checkpoint at {args.init_from} to start from; --init_from takes a run's folder, a checkpoint, or scratch.")
     steps, begin = args.tokens // args.batch_tokens, ckpt["step"] if ckpt else 0
-    if args.batch_tokens % (args.block_size * args.micro_batch):
-        sys.exit(f"--batch_tokens {args.batch_tokens} must be a multiple of --micro_batch {args.micro_batch} windows of --block_size {args.block_size} tokens.")
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if args.batch_tokens % (args.block_size * args.micro_batch * world):
+        sys.exit(f"--batch_tokens {args.batch_tokens} must be a multiple of --micro_batch {args.micro_batch} windows of --block_size {args.block_size} tokens"
+                 + (f" for each of {world} processes." if world > 1 else "."))
     if args.resume and begin >= steps:
         sys.exit(f"The run in {args.out} is finished; give --overwrite to begin anew, or another --out.")
     if begin >= steps:
@@ -293,34 +328,6 @@ def open_run(parser, argv):
     if not args.resume and not args.overwrite and (any(Path(args.out).glob("*.pt")) or (Path(args.out) / "scores").exists()):
         sys.exit(f"{args.out} holds a run already: give --resume to go on with it, --overwrite to begin anew, or another --out.")
     return args, ckpt
-
-def clear_run(out, keep_until=None):
-    """Make the run's folder ready: cut log lines after step keep_until (resume), or take away what an earlier run left there."""
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    log = out / "log.jsonl"
-    if keep_until is None:
-        for old in [log, out / "ckpt.pt", *out.glob("step_*.pt")]:
-            old.unlink(missing_ok=True)
-        shutil.rmtree(out / "scores", ignore_errors=True)  # the scores of the weights that were here
-    elif log.exists():
-        log.write_text("".join(line for line in log.read_text().splitlines(True) if line.endswith("\n") and json.loads(line)["step"] <= keep_until))
-
-def write_log(out, row):
-    """Append a line to OUT/log.jsonl and return it short, for the terminal."""
-    row = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
-    with open(Path(out) / "log.jsonl", "a") as f:
-        f.write(json.dumps(row) + "\n")
-    shown = ("loss", "val_ref", "val_web", "accuracy", "precision", "recall")
-    return f"step {row['step']}: " + ", ".join(f"{k} {row[k]:.3f}" for k in shown if row[k] is not None)
-
-def peak_mem_mb(device):
-    """The most memory held so far, in MB: the device's on CUDA, else this process's resident memory (None on Windows)."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    with contextlib.suppress(ImportError):
-        import resource
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 # ----------------------------------------------------------------------------- talk to a model
 @plain_errors()

@@ -1,19 +1,20 @@
-"""What a token is worth (losses, entropy, excess, top-k) and what an answer is worth (exact match).
+"""What a token is worth (losses, entropy, excess, top-k), what an answer is worth (exact match), and what a run logs.
 
     python score.py --ref out/ref --data corpus/web     write the reference's loss for every token (train_slm.py does it on first use)
     python score.py --show                              a page of the web corpus in the terminal, coloured by excess loss
     python score.py --show FILE --ratio 0.6             a text of your own
 """
-import argparse, contextlib, functools, json, math, os, re, shutil, sys
+import argparse, contextlib, dataclasses, functools, hashlib, json, math, os, re, runpy, shutil, sys
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
-from data import KINDS, SHARE, WEB, Windows, ensure, number, tokenizer_of
-from model import ckpt_path, load_model, pick_device, plain_errors, token_losses, weights_hash
+from data import KINDS, WEB, Windows, ensure
+from model import ckpt_path, load_model, pick_device, plain_errors, token_losses
 
 # ----------------------------------------------------------------------------- which tokens
 @functools.lru_cache(maxsize=8)
@@ -80,6 +81,13 @@ def reference_scores(model, x, y, entropy=False):
     loss = -logp.gather(-1, y.clamp(min=0)[..., None])[..., 0]
     return loss.masked_fill(y < 0, 0.0), -(logp.exp() * logp).sum(-1)
 
+def weights_hash(model):
+    """sha256 over a model's shape and tensors, by which a score file knows its reference."""
+    h = hashlib.sha256(json.dumps(dataclasses.asdict(model.config), sort_keys=True).encode())
+    for name, t in sorted(model.state_dict().items()):
+        h.update(name.encode() + t.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return h.hexdigest()
+
 class ScoreCache:
     """A reference's scores for every target of a corpus, aligned with its windows, in REF's folder under scores/: loss.npy and
     entropy.npy, float32 (windows, T), and meta.json with the hashes of what they belong to."""
@@ -100,26 +108,28 @@ class ScoreCache:
         return not entropy or (self.folder / "entropy.npy").exists()
 
     def make(self, model, windows, device, entropy=False):
-        """Score all windows, in order. The folder appears when it is complete."""
-        part, names, shape = Path(f"{self.folder}.{os.getpid()}.part"), ["loss", "entropy"][:1 + entropy], self.shape
+        """Score all windows, in order; several processes share the work, and the first writes. The folder appears when it is complete."""
+        part, names, shape, (rank, world) = Path(f"{self.folder}.{os.getpid()}.part"), ["loss", "entropy"][:1 + entropy], self.shape, ranks()
         need, free = 4 * math.prod(shape) * len(names), shutil.disk_usage(self.folder.parent.parent).free
         print(f"scoring {shape[0]:,} windows of {shape[1]} tokens: {need / 1e6:,.1f} MB in {self.folder} ({free / 1e9:,.1f} GB free)", flush=True)
         if need > free:
             sys.exit(f"The scores need {need / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free: make room, or train with --online.")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
         try:
+            if rank == 0:
+                part.mkdir(parents=True)
             with contextlib.ExitStack() as stack:
-                files, batch = [stack.enter_context(open(part / f"{name}.npy", "wb")) for name in names], max(1, 4096 // windows.T)
+                files, batch = [stack.enter_context(open(os.devnull if rank else part / f"{name}.npy", "wb")) for name in names], max(1, 4096 // windows.T) * world
                 for f in files:
                     np.lib.format.write_array_header_1_0(f, {"descr": "<f4", "fortran_order": False, "shape": shape})
-                for begin in tqdm(range(0, len(windows), batch), desc="scoring", unit=" batches", mininterval=1):
-                    x, y = windows[np.arange(begin, min(begin + batch, len(windows)))]
+                for begin in tqdm(range(0, len(windows), batch), desc="scoring", unit=" batches", mininterval=1, disable=rank > 0):
+                    x, y = windows[np.array_split(np.arange(begin, min(begin + batch, len(windows))), world)[rank]]
                     for f, values in zip(files, reference_scores(model, x.to(device), y.to(device), entropy)):
-                        f.write(values.cpu().numpy().tobytes())
-            (part / "meta.json").write_text(json.dumps(self.key))
-            shutil.rmtree(self.folder, ignore_errors=True)
-            part.rename(self.folder)
+                        f.write(b"".join(gather(values.cpu().numpy().tobytes())))
+            if rank == 0:
+                (part / "meta.json").write_text(json.dumps(self.key))
+                shutil.rmtree(self.folder, ignore_errors=True)
+                part.rename(self.folder)
+            gather(None)  # until it is there
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
@@ -127,6 +137,29 @@ class ScoreCache:
         """(loss, entropy or None) of windows i, (n,T) float32 each; the files are mapped for this batch alone, as in Windows."""
         files = [f for f in (self.folder / "loss.npy", self.folder / "entropy.npy") if f.exists() or f.stem == "loss"]
         return (*(torch.from_numpy(np.load(f, mmap_mode="r")[i]) for f in files), None)[:2]
+
+# ----------------------------------------------------------------------------- several processes, the log
+def join_processes(device):
+    """(rank, number of processes) of this process: (0, 1), or under torchrun its own, after waiting for the others. Only rank 0 prints."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        if device.startswith("cuda"):
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        torch._dynamo.config.optimize_ddp = False  # its graph splitting does not know SelectedLoss
+        sys.stdout = open(os.devnull, "w") if rank else sys.stdout
+    return rank, world
+
+def ranks():
+    """(rank, number of processes) of the group that join_processes made; (0, 1) without one."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+def gather(value):
+    """[the value of each process], by rank, on all of them."""
+    values = [value] * ranks()[1]
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 class Meter:
     """Sums over the steps since the last log line, kept on the device: reading them is the only time it is waited for."""
@@ -153,7 +186,7 @@ class Meter:
 
     def read(self):
         """The log line's part: means in nats a token, precision and recall of the selection against kind == math, share of each kind selected."""
-        (all_loss, n, sel_loss, k), (of_kind, chosen) = self.sums.tolist(), self.kinds.tolist()
+        (all_loss, n, sel_loss, k), (of_kind, chosen) = (sum(gather(t.cpu())).tolist() for t in (self.sums, self.kinds))  # of all processes
         self.selected_tokens += int(k or n)
         share = {name: c / a if a and k else None for name, a, c in zip(KINDS, of_kind, chosen)}
         row = {"selected_tokens": self.selected_tokens, "loss": all_loss / n if n else None, "loss_selected": sel_loss / k if k else None,
@@ -161,6 +194,34 @@ class Meter:
                "precision": chosen[0] / k if k and any(of_kind) else None, "recall": share["math"], **{f"share_{name}": s for name, s in share.items()}}
         self.reset()
         return row
+
+def clear_run(out, keep_until=None):
+    """Make the run's folder ready: cut log lines after step keep_until (resume), or take away what an earlier run left there."""
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    log = out / "log.jsonl"
+    if keep_until is None:
+        for old in [log, out / "ckpt.pt", *out.glob("step_*.pt")]:
+            old.unlink(missing_ok=True)
+        shutil.rmtree(out / "scores", ignore_errors=True)  # the scores of the weights that were here
+    elif log.exists():
+        log.write_text("".join(line for line in log.read_text().splitlines(True) if line.endswith("\n") and json.loads(line)["step"] <= keep_until))
+
+def write_log(out, row):
+    """Append a line to OUT/log.jsonl and return it short, for the terminal."""
+    row = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
+    with open(Path(out) / "log.jsonl", "a") as f:
+        f.write(json.dumps(row) + "\n")
+    shown = ("loss", "val_ref", "val_web", "accuracy", "precision", "recall")
+    return f"step {row['step']}: " + ", ".join(f"{k} {row[k]:.3f}" for k in shown if row[k] is not None)
+
+def peak_mem_mb(device):
+    """The most memory held so far, in MB: the device's on CUDA, else this process's resident memory (None on Windows)."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    with contextlib.suppress(ImportError):
+        import resource
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 # ----------------------------------------------------------------------------- held-out loss, answers
 @torch.no_grad()
@@ -209,45 +270,6 @@ def exact_match(model, problems, enc, batch=256):
             right += same_answer(extract_answer(enc.decode(new).split("Question:")[0]), answer)
     return right / len(problems) if problems else None
 
-# ----------------------------------------------------------------------------- a text, token by token
-def score_text(student, ref, tokens, ratio):
-    """Per token of a text, as lists: loss, ref_loss, excess (nats; None for the first token) and selected at `ratio` of the text.
-
-    The text is cut into windows as a corpus is, so a loss here is the loss that training would see.
-    """
-    T, device = min(student.config.block_size, ref.config.block_size), next(student.parameters()).device
-    loss, ref_loss = [], []
-    for begin in range(0, len(tokens) - 1, T):
-        w = torch.tensor(tokens[begin:begin + T + 1], device=device)[None]
-        loss.append(reference_scores(student, w[:, :-1], w[:, 1:])[0][0])
-        ref_loss.append(reference_scores(ref, w[:, :-1], w[:, 1:])[0][0])
-    loss, ref_loss = torch.cat(loss), torch.cat(ref_loss)
-    mask = select_topk(loss - ref_loss, ratio)
-    return {name: [none, *v.tolist()] for name, v, none in
-            (("loss", loss, None), ("ref_loss", ref_loss, None), ("excess", loss - ref_loss, None), ("selected", mask, False))}
-
-def page(path, n, block_size):
-    """(tokens, kinds or None) of the n-th held-out document of a corpus, from 0."""
-    windows = Windows(path, block_size, split="val")
-    tokens, eot = np.fromfile(windows.path / "val.bin", dtype=windows.dtype), tokenizer_of(windows.meta["tokenizer"], path).eot_token
-    ends = np.flatnonzero(np.append(tokens, [eot] * int(tokens[-1] != eot)) == eot)  # a .txt file may go on past the held-out part
-    if n >= len(ends):
-        sys.exit(f"{path} has {len(ends)} held-out documents, counted from 0.")
-    at = slice(ends[n - 1] + 1 if n else 0, ends[n])
-    kind = np.fromfile(windows.path / "val.kind.bin", dtype=np.uint8)[at].tolist() if windows.has_kind else None
-    return tokens[at].tolist(), kind
-
-def show(tokens, scores, enc, ratio):
-    """Print a text in the terminal: background from blue (excess below 0: learnt) over grey to orange (worth learning), selected underlined."""
-    def paint(text, excess, selected):
-        far = 0 if excess is None else max(-1.0, min(1.0, excess / 4))  # 4 nats is full colour
-        rgb = [round(40 + abs(far) * (c - 40)) for c in ((230, 120, 20) if far > 0 else (40, 100, 200))]
-        return f"\x1b[{'4;' * selected}38;2;255;255;255;48;2;{rgb[0]};{rgb[1]};{rgb[2]}m{text}\x1b[0m"
-    for token, excess, selected in zip(tokens, scores["excess"], scores["selected"]):
-        text = enc.decode_single_token_bytes(token).decode("utf-8", errors="replace")
-        print("\n".join(paint("".join(c if c.isprintable() else "·" for c in line), excess, selected) for line in text.split("\n")), end="")
-    print("\n\n" + " ".join(paint(f" {e:+d} ", e, False) for e in range(-4, 5, 2)), f"excess loss in nats; {paint('underlined', 0, True)}: the {ratio:.0%} selected")
-
 @plain_errors()
 def main(argv=None):
     p = argparse.ArgumentParser(usage="python score.py [options]", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -256,35 +278,26 @@ def main(argv=None):
     arg("--data", default=WEB, help=f"corpus folder to score, or whose page to show (default {WEB})")
     arg("--entropy", action="store_true", help="also write the entropies, for the scores that use them")
     arg("--overwrite", action="store_true", help="replace scores that are already there")
-    arg("--show", nargs="?", const="", metavar="FILE", help="show a text instead: FILE, or with no name a held-out page of --data")
-    arg("--page", type=number(0, whole=True), default=0, help="which held-out document of --data to show (default 0)")
-    arg("--ckpt", default="out/slm", help="the student, for --show (default out/slm)")
-    arg("--ratio", type=SHARE, default=0.2, help="share of the text's tokens to select, for --show (default 0.2)")
     arg("--device", default="auto", help="cuda, mps or cpu (default: the first that is there)")
     arg("--dtype", choices=("float32", "bfloat16"), default=None, help="precision (default: bfloat16 on CUDA, else float32)")
-    args = p.parse_args(argv)
+    arg("--show", nargs="?", const="", metavar="FILE", help="print a text instead, coloured by excess loss: FILE, or with no name a held-out page of --data; more flags: extras/show.py -h")
+    args, rest = p.parse_known_args(argv)
+    if args.show is not None:  # a command of its own, here for its short name
+        show = runpy.run_path(str(Path(__file__).parent / "extras" / "show.py"))["main"]
+        return show(["--terminal", "--ref", args.ref, "--data", args.data, "--device", args.device, *(["--text", args.show] if args.show else []), *rest])
+    if rest:
+        p.error(f"unrecognized arguments: {' '.join(rest)}")
     device = pick_device(args.device)
     bf16 = (args.dtype or ("bfloat16" if device.startswith("cuda") else "float32")) == "bfloat16"
     ref, ckpt = load_model(args.ref, device, bf16)
-    windows = None if args.show else Windows(ensure(args.data), ref.config.block_size)
-    student, student_ckpt = (ref, ckpt) if args.show is None else load_model(args.ckpt, device, bf16)
-    if len({t["sha256"] for t in (ckpt["tokenizer"], student_ckpt["tokenizer"], windows.meta["tokenizer"] if windows else ckpt["tokenizer"])}) > 1:
-        sys.exit(f"{args.ref} has another tokenizer than {args.data if windows else args.ckpt}; make the corpus with the model's (python data.py --tokenizer).")
-    if args.show is None:
-        cache = ScoreCache(args.ref, args.data, windows, weights_hash(ref))
-        if not args.overwrite and cache.ready(args.entropy):
-            print(f"{cache.folder} is complete already.")
-        else:
-            cache.make(ref, windows, device, args.entropy)
-        return
-    enc = tokenizer_of(ckpt["tokenizer"], args.ref)
-    try:
-        tokens = enc.encode_ordinary(Path(args.show).read_text(encoding="utf-8")) if args.show else page(args.data, args.page, ref.config.block_size)[0]
-    except (OSError, UnicodeDecodeError) as e:
-        sys.exit(f"{args.show} cannot be shown: {e}")
-    if len(tokens) < 2:
-        sys.exit("A text to show needs at least two tokens.")
-    show(tokens, score_text(student, ref, tokens, args.ratio), enc, args.ratio)
+    windows = Windows(ensure(args.data), ref.config.block_size)
+    if ckpt["tokenizer"]["sha256"] != windows.meta["tokenizer"]["sha256"]:
+        sys.exit(f"{args.ref} has another tokenizer than {args.data}; make the corpus with the model's (python data.py --tokenizer).")
+    cache = ScoreCache(args.ref, args.data, windows, weights_hash(ref))
+    if not args.overwrite and cache.ready(args.entropy):
+        print(f"{cache.folder} is complete already.")
+    else:
+        cache.make(ref, windows, device, args.entropy)
 
 if __name__ == "__main__":
     main()

@@ -10,12 +10,13 @@ import argparse, sys, time
 from pathlib import Path
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 # --- ref begin
 from data import AMOUNT, COUNT, REF, SEED, Windows, ensure, read_problems, tokenizer_of
-from model import GPT, GPTConfig, clear_run, load_model, lr_at, make_optimizer, open_run, peak_mem_mb, pick_device, plain_errors, save_checkpoint, stop_signals, write_log
-from score import Meter, exact_match, masked_mean, mean_loss
+from model import GPT, GPTConfig, load_model, lr_at, make_optimizer, open_run, pick_device, plain_errors, save_checkpoint, stop_signals
+from score import Meter, clear_run, exact_match, gather, join_processes, masked_mean, mean_loss, peak_mem_mb, write_log
 # --- ref end
 
 @plain_errors()
@@ -55,6 +56,7 @@ def main(argv=None):
 
     # ------------------------------------------------------------------------- device
     device = pick_device(args.device)
+    rank, world = join_processes(device)  # 0 and 1, but for `torchrun --nproc_per_node=N`
     cuda = device.startswith("cuda")
     bf16 = args.dtype == "bfloat16" or (args.dtype == "auto" and cuda)
     torch.manual_seed(args.seed)
@@ -90,14 +92,16 @@ def main(argv=None):
         model = load(args.init_from)
     optimizer = make_optimizer(model, args.lr, args.weight_decay)
     steps, windows = args.tokens // args.batch_tokens, args.batch_tokens // args.block_size  # windows: in a step
-    accumulation, start, elapsed, meter = windows // args.micro_batch, 0, 0.0, Meter(device)
+    accumulation, start, elapsed, meter = windows // args.micro_batch, 0, 0.0, Meter(device)  # accumulation: micro-batches in a step
     if ckpt:
         optimizer.load_state_dict(ckpt["optimizer"])
         start, elapsed, meter.selected_tokens = ckpt["step"], ckpt["elapsed_s"], ckpt["selected_tokens"]
     compiled = cuda if args.compile is None else args.compile
     # Training, evaluation and scoring call `forward`, not `model`, so that compiling applies to them; generation does not.
     forward = torch.compile(model, dynamic=False) if compiled else model
-    clear_run(args.out, keep_until=start if ckpt and args.resume else None)
+    forward = DistributedDataParallel(forward, forward_sync_buffers=False) if world > 1 else forward  # averages the gradients over the processes
+    if rank == 0:
+        clear_run(args.out, keep_until=start if ckpt and args.resume else None)
 
     # ------------------------------------------------------------------------- evaluation
     def evaluate(problems):
@@ -111,40 +115,40 @@ def main(argv=None):
 
     # ------------------------------------------------------------------------- the loop
     print(f"{sum(q.numel() for q in model.parameters()) / 1e6:.2f}M parameters on {device} in {'bfloat16' if bf16 else 'float32'}{', compiled' if compiled else ''}; "
-          f"{steps} steps of {args.batch_tokens:,} tokens, {accumulation} x {args.micro_batch} windows of {args.block_size}")
+          f"{steps} steps of {args.batch_tokens:,} tokens, {accumulation} x {args.micro_batch} windows of {args.block_size}" + f", on {world} processes" * (world > 1))
     snapshots = {round(j * steps / args.snapshots) for j in range(1, args.snapshots + 1)}
-    bad_step = torch.full((), -1, device=device)  # the first step with a loss or gradient that is no number, kept on the device
+    bad_step = torch.full((), -1, device=device)  # the first step whose gradient was no number, kept on the device
     torch.set_rng_state(ckpt["rng"] if ckpt else torch.get_rng_state())  # last, since building the models has drawn from it
     mark, marked = time.perf_counter(), start
-    with stop_signals() as stop, tqdm(total=steps, initial=start, desc=args.out, unit="step", mininterval=1) as bar:
+    with stop_signals() as stop, tqdm(total=steps, initial=start, desc=args.out, unit="step", mininterval=1, disable=rank > 0) as bar:
         for step in range(start, steps):
             for group in optimizer.param_groups:
                 group["lr"] = lr_at(step, steps, args.lr, args.warmup, args.schedule, args.decay_start)
-            total = 0.0  # the loss of the step
-            for m, i in enumerate(train.indices(step, windows).reshape(accumulation, -1)):
-                x, y = train[i]  # (B, T) each
+            batches = train.indices(step, windows).reshape(accumulation, -1)  # the windows of each micro-batch
+            for m in range(rank, accumulation, world):  # each process takes its share of the micro-batches
+                x, y = train[batches[m]]  # (B, T) each
                 valid = None if (y >= 0).all() else move(y >= 0)
                 x, y = move(x), move(y)
-                losses = forward(x, y)  # (B, T): -log P(x_i | x_<i; theta)
+                forward.require_backward_grad_sync = m + world >= accumulation  # for DistributedDataParallel: once a step
                 # --- ref begin
-                mask = valid  # every token
+                losses, mask = forward(x, y), valid  # (B, T): -log P(x_i | x_<i; theta), of every token
                 # --- ref end
                 loss = masked_mean(losses, mask)  # 1/|I| * sum over I
-                (loss / accumulation).backward()
-                total = total + loss.detach() / accumulation
+                (loss * world / accumulation).backward()
                 # --- ref begin
                 meter.add(losses.detach(), valid)
                 # --- ref end
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip or float("inf"))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            bad_step = torch.where((bad_step < 0) & ~torch.isfinite(total + norm), step + 1, bad_step)
+            bad_step = torch.where((bad_step < 0) & ~torch.isfinite(norm), step + 1, bad_step)
             bar.update()
 
             done = step + 1
-            evaluating, stopping = done % args.eval_interval == 0 or done == steps, bool(stop)  # a signal after this line is for the next step
+            evaluating, logging = done % args.eval_interval == 0 or done == steps, done % args.log_interval == 0
+            stopping = any(gather(bool(stop))) if world == 1 or logging else False  # a signal after this line is for the next time
             saving = evaluating or stopping or done in snapshots
-            if not saving and done % args.log_interval:
+            if not saving and not logging:
                 continue
             if int(bad_step) >= 0:  # the first wait for the device since the last log line
                 last = Path(args.out) / "ckpt.pt"
@@ -154,17 +158,18 @@ def main(argv=None):
             row = {"step": done, "tokens": done * args.batch_tokens, **meter.read(), "val_ref": None, "val_web": None, "accuracy": None}
             row |= {"lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm), "tokens_per_s": (done - marked) * args.batch_tokens / (now - mark),
                     "peak_mem_mb": peak_mem_mb(device), "elapsed_s": elapsed}
-            if evaluating:
-                row |= evaluate(problems if done == steps else problems[:64])
-            line = write_log(args.out, row)
-            if evaluating:
-                tqdm.write(line)
-            if saving:
-                for name in [f"step_{done:06}.pt"] * (done in snapshots) + ["ckpt.pt"]:
-                    save(name, done)  # ckpt.pt last: a run that is resumed has its snapshots
+            if rank == 0:
+                if evaluating:
+                    row |= evaluate(problems if done == steps else problems[:64])
+                line = write_log(args.out, row)
+                if evaluating:
+                    tqdm.write(line)
+                if saving:
+                    for name in [f"step_{done:06}.pt"] * (done in snapshots) + ["ckpt.pt"]:
+                        save(name, done)  # ckpt.pt last: a run that is resumed has its snapshots
             if stopping and done < steps:
                 bar.close()
-                print(f"Stopped after step {done} of {steps} and saved. To go on: python {Path(__file__).name} --resume --out {args.out}", file=sys.stderr)
+                print(f"Stopped after step {done} of {steps} and saved. To go on: python {Path(__file__).name} --resume --out {args.out}", file=sys.stderr if rank == 0 else sys.stdout)
                 sys.exit(130)
             mark, marked = time.perf_counter(), done  # the clock stands still during evaluation and saving
 

@@ -3,6 +3,7 @@
     python extras/show.py                                  a held-out page of the web corpus, in out/show.html
     python extras/show.py --page 3 --pages 4 --ratio 0.6   four of them, with 60 % selected at first
     python extras/show.py --text FILE                      a text of your own
+    python extras/show.py --terminal                       in the terminal, as python score.py --show does
 
 In the page a slider moves the ratio and the selection follows. A link may say what it opens with: show.html#mode=kind&ratio=40, where
 mode is excess, loss, ref_loss or kind.
@@ -13,10 +14,13 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
+import torch
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data import KINDS, WEB, Windows, ensure, number, tokenizer_of
 from model import load_model, pick_device, plain_errors
-from score import page, score_text
+from score import reference_scores, select_topk
 
 TEMPLATE = r"""<!DOCTYPE html>
 <html lang="en">
@@ -172,6 +176,44 @@ paint();
 </html>
 """
 
+def score_text(student, ref, tokens, ratio):
+    """Per token of a text, as lists: loss, ref_loss, excess (nats; None for the first token) and selected at `ratio` of the text.
+
+    The text is cut into windows as a corpus is, so a loss here is the loss that training would see.
+    """
+    T, device = min(student.config.block_size, ref.config.block_size), next(student.parameters()).device
+    loss, ref_loss = [], []
+    for begin in range(0, len(tokens) - 1, T):
+        w = torch.tensor(tokens[begin:begin + T + 1], device=device)[None]
+        loss.append(reference_scores(student, w[:, :-1], w[:, 1:])[0][0])
+        ref_loss.append(reference_scores(ref, w[:, :-1], w[:, 1:])[0][0])
+    loss, ref_loss = torch.cat(loss), torch.cat(ref_loss)
+    mask = select_topk(loss - ref_loss, ratio)
+    return {name: [none, *v.tolist()] for name, v, none in
+            (("loss", loss, None), ("ref_loss", ref_loss, None), ("excess", loss - ref_loss, None), ("selected", mask, False))}
+
+def page(path, n, block_size):
+    """(tokens, kinds or None) of the n-th held-out document of a corpus, from 0."""
+    windows = Windows(path, block_size, split="val")
+    tokens, eot = np.fromfile(windows.path / "val.bin", dtype=windows.dtype), tokenizer_of(windows.meta["tokenizer"], path).eot_token
+    ends = np.flatnonzero(np.append(tokens, [eot] * int(tokens[-1] != eot)) == eot)  # a .txt file may go on past the held-out part
+    if n >= len(ends):
+        sys.exit(f"{path} has {len(ends)} held-out documents, counted from 0.")
+    at = slice(ends[n - 1] + 1 if n else 0, ends[n])
+    kind = np.fromfile(windows.path / "val.kind.bin", dtype=np.uint8)[at].tolist() if windows.has_kind else None
+    return tokens[at].tolist(), kind
+
+def paint_terminal(tokens, scores, enc, ratio):
+    """Print a text in the terminal: background from blue (excess below 0: learnt) over grey to orange (worth learning), selected underlined."""
+    def paint(text, excess, selected):
+        far = 0 if excess is None else max(-1.0, min(1.0, excess / 4))  # 4 nats is full colour
+        rgb = [round(40 + abs(far) * (c - 40)) for c in ((230, 120, 20) if far > 0 else (40, 100, 200))]
+        return f"\x1b[{'4;' * selected}38;2;255;255;255;48;2;{rgb[0]};{rgb[1]};{rgb[2]}m{text}\x1b[0m"
+    for token, excess, selected in zip(tokens, scores["excess"], scores["selected"]):
+        text = enc.decode_single_token_bytes(token).decode("utf-8", errors="replace")
+        print("\n".join(paint("".join(c if c.isprintable() else "·" for c in line), excess, selected) for line in text.split("\n")), end="")
+    print("\n\n" + " ".join(paint(f" {e:+d} ", e, False) for e in range(-4, 5, 2)), f"excess loss in nats; {paint('underlined', 0, True)}: the {ratio:.0%} selected")
+
 def page_data(title, tokens, kind, scores, enc):
     """What the page needs of a text: the pieces and the numbers of its tokens, and the bytes of those that are part of a character."""
     raw = enc.decode_tokens_bytes(tokens)
@@ -190,10 +232,11 @@ def main(argv=None):
     arg("--pages", type=number(1, whole=True), default=1, metavar="N", help="how many of them, each a selection pool by itself (default 1)")
     arg("--text", default=None, metavar="FILE", help="show this text instead of the corpus")
     arg("--ratio", type=float, default=0.2, help="share of the tokens selected at first, in whole percent (default 0.2)")
+    arg("--terminal", action="store_true", help="print in the terminal, instead of writing a page")
     arg("--out", default="out/show.html", metavar="FILE", help="the page to write; one that is there is replaced (default out/show.html)")
     arg("--device", default="auto", help="cuda, mps or cpu (default: the first that is there)")
     args = p.parse_args(argv)
-    if not 0 < args.ratio <= 1 or round(100 * args.ratio) / 100 != args.ratio:
+    if not 0 < args.ratio <= 1 or (round(100 * args.ratio) / 100 != args.ratio and not args.terminal):
         sys.exit(f"--ratio must be in whole percent from 0.01 to 1, the steps of the page's slider, not {args.ratio}.")
     device = pick_device(args.device)
     (student, content), (ref, ref_content) = (load_model(path, device, bf16=device.startswith("cuda")) for path in (args.ckpt, args.ref))
@@ -216,7 +259,11 @@ def main(argv=None):
         scores = score_text(student, ref, tokens, args.ratio)
         if not all(map(math.isfinite, scores["excess"][1:])):
             sys.exit(f"{args.ckpt} or {args.ref} gives losses that are not finite numbers on {title}: its training has diverged.")
+        if args.terminal:
+            paint_terminal(tokens, scores, enc, args.ratio)
         pages.append(page_data(title, tokens, kind, scores, enc))
+    if args.terminal:
+        return
     data = {"percent": round(100 * args.ratio), "student": args.ckpt, "reference": args.ref, "kinds": KINDS if pages[0]["kind"] else None, "pages": pages}
     html = TEMPLATE.replace("THE_DATA", json.dumps(data).replace("<", "\\u003c"))  # no "</script>" in a text can end the data
     try:

@@ -9,8 +9,9 @@ import torch
 
 import score as score_py
 from data import KINDS, Windows, get_tokenizer
-from model import GPT, GPTConfig, load_model, weights_hash
-from score import SCORES, Meter, ScoreCache, exact_match, extract_answer, masked_mean, mean_loss, reference_scores, same_answer, select_topk
+from model import GPT, GPTConfig, load_model
+from score import (SCORES, Meter, ScoreCache, exact_match, extract_answer, masked_mean, mean_loss, reference_scores, same_answer, select_topk,
+                   weights_hash)
 
 nan, inf = math.nan, math.inf
 

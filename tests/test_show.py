@@ -14,7 +14,7 @@ import torch
 import show
 from data import KINDS, get_tokenizer, tokenizer_id
 from model import GPT, GPTConfig, load_model, save_checkpoint
-from score import page, score_text
+from show import page, score_text
 
 enc = get_tokenizer()
 HOSTILE = "</script><b>bold</b> & <!-- <script>alert(1)</script> \n\n THE_DATA é \\u003c \" "

@@ -1,9 +1,12 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -152,8 +155,8 @@ def test_continual_pretraining_starts_from_the_base(run, corpus, tmp_path, capsy
     assert "every excess loss is 0" in capsys.readouterr().out
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(run, tmp_path, monkeypatch):
-    def forward(self, idx, targets=None, cache=None, plain=GPT.forward):
-        out = plain(self, idx, targets, cache)
+    def forward(self, idx, targets=None, keep=None, cache=None, plain=GPT.forward):
+        out = plain(self, idx, targets, keep, cache)
         forward.calls += torch.is_grad_enabled()
         return out * (float("nan") if forward.calls >= 14 else 1)
     forward.calls = 0
@@ -176,6 +179,34 @@ def test_ctrl_c_saves_and_says_how_to_go_on(corpus, tmp_path):
     assert p.returncode == 130 and "--resume" in err and "Traceback" not in err
     ckpt, log = load_checkpoint(tmp_path / "run"), (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     assert ckpt["step"] == json.loads(log[-1])["step"] == len(log) > 0
+
+def torchrun(script, *flags):
+    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, *map(str, flags)], cwd=ROOT,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+def test_two_processes_select_and_learn_what_one_does_and_a_killed_worker_ends_the_run(run, corpus, tmp_path):
+    """The same micro-batches, shared between two processes: the same scores, selections and losses; one that is killed takes the other
+    along with a sentence, and a single process goes on from the checkpoint."""
+    flags = ["--batch_tokens", 1024, "--log_interval", 1, "--eval_interval", 8, "--tokens", 64 * 1024]
+    shutil.copytree(run.ref, tmp_path / "ref", ignore=shutil.ignore_patterns("scores"))
+    _, alone = run("slm", tmp_path / "alone", *flags)
+    with torchrun("train_slm.py", "--data", corpus / "web", "--target", corpus / "ref", "--out", tmp_path / "two", *SIZE, *flags, "--ref", tmp_path / "ref") as p:
+        while not (tmp_path / "two" / "ckpt.pt").exists() and p.poll() is None:
+            time.sleep(0.01)
+        workers = Path(f"/proc/{p.pid}/task/{p.pid}/children").read_text().split()
+        os.kill(int(workers[-1]), signal.SIGKILL)
+        said = p.communicate(timeout=60)[0]
+    assert len(workers) == 2 and p.returncode == 1 and "Another process of this run has ended" in said, said
+    assert (tmp_path / "ref" / "scores" / "ckpt-web" / "loss.npy").read_bytes() == (run.ref / "scores" / "ckpt-web" / "loss.npy").read_bytes()
+    _, two = run("slm", tmp_path / "two", resume=True)
+    assert [line["step"] for line in two] == list(range(1, 65))
+    for a, b in zip(alone, two):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5) and all(a[k] == b[k] for k in ("selected_tokens", "precision", "recall"))
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(run, corpus, tmp_path, refused, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    refused(train_ref.main, ["--data", corpus / "ref", "--target", corpus / "ref", "--out", tmp_path / "x", *SIZE], "3 processes", "--batch_tokens")
+    assert not (tmp_path / "x").exists()
 
 def test_running_out_of_memory_names_the_knob(run, tmp_path, monkeypatch):
     def forward(*_, **__):
