@@ -6,7 +6,7 @@
 
 A corpus is a folder: train.bin and val.bin (uint16 or uint32 tokens, documents ending with end-of-text), meta.json, where the
 truth is known train.kind.bin and val.kind.bin (uint8 a token), and, to measure accuracy, problems.jsonl (prompt, answer)."""
-import argparse, base64, contextlib, gzip, hashlib, json, math, os, random, shutil, string, sys
+import argparse, base64, contextlib, gzip, hashlib, json, math, os, random, shutil, string, sys, time
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 KINDS = ("math", "wrong", "prose", "boilerplate", "junk")
@@ -87,7 +86,6 @@ class Windows:
     """The fixed grid of windows of one split of a corpus: window i covers tokens [iT, iT + T], so a token is always a target with
     the same context. Epoch e visits all windows once, in a permutation drawn from (seed, e). Exits with a sentence if the folder
     is no corpus, was cut, or is shorter than one window."""
-
     def __init__(self, path, block_size, seed=0, split="train"):
         self.path, self.T, self.split = Path(path), block_size, split
         try:
@@ -131,12 +129,9 @@ def read_problems(path, n):
     return [json.loads(line) for file in Path(path).glob("problems.jsonl") for line in file.read_text(encoding="utf-8").split("\n")[:n] if line]
 
 def ensure(path):
-    """Make the embedded corpus if `path` is one of its two folders and is not there yet; of several processes, the first does. Returns path."""
-    alone = not (dist.is_available() and dist.is_initialized())
-    if str(path) in (REF, WEB) and not Path(path).exists() and (alone or dist.get_rank() == 0):
-        main([])
-    if not alone:
-        dist.barrier()
+    """Make the embedded corpus if `path` is one of its two folders and is not there yet. Returns path."""
+    while str(path) in (REF, WEB) and not Path(path).exists():
+        time.sleep(0.1) if int(os.environ.get("RANK", 0)) else main([])  # of several processes the first makes it
     return path
 
 # ----------------------------------------------------------------------------- your own text
@@ -174,7 +169,8 @@ def own_documents(files, val_files, val_share, templates, enc, seed):
                 while not ends:  # a document is not torn apart
                     text, ends = next(streams[source])
                     left[source], n = left[source] - 1, n + 1
-                    yield "val" if n % period == 0 else split, enc.encode_ordinary(text) + [enc.eot_token] * ends, None
+                    tokens = enc.encode_to_numpy(text, disallowed_special=())  # encode_ordinary, as an array
+                    yield "val" if n % period == 0 else split, np.append(tokens, [enc.eot_token] * ends), None
                     bar.update()
 
 def id_documents(files, val_share, vocab_size):

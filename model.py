@@ -4,11 +4,10 @@
 
 Shapes in the comments: B windows (batch), T tokens each, C channels, H heads, D = C / H channels a head, V vocabulary.
 """
-import argparse, contextlib, dataclasses, math, os, signal, sys, threading
+import argparse, contextlib, dataclasses, functools, math, os, signal, sys, threading
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 
@@ -60,8 +59,7 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim, self.grouped = c.n_embd // c.n_head, c.n_head != c.n_kv_head
         self.q = nn.Linear(c.n_embd, c.n_embd, bias=False)
-        self.k = nn.Linear(c.n_embd, c.n_kv_head * self.head_dim, bias=False)
-        self.v = nn.Linear(c.n_embd, c.n_kv_head * self.head_dim, bias=False)
+        self.k, self.v = (nn.Linear(c.n_embd, c.n_kv_head * self.head_dim, bias=False) for _ in "kv")
         self.proj = nn.Linear(c.n_embd, c.n_embd, bias=False)
 
     def forward(self, x, cos, sin, cache):
@@ -80,8 +78,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.attn = nn.RMSNorm(c.n_embd, c.norm_eps), Attention(c)
         self.norm2 = nn.RMSNorm(c.n_embd, c.norm_eps)
-        self.gate = nn.Linear(c.n_embd, c.n_hidden, bias=False)
-        self.up = nn.Linear(c.n_embd, c.n_hidden, bias=False)
+        self.gate, self.up = (nn.Linear(c.n_embd, c.n_hidden, bias=False) for _ in "gu")
         self.down = nn.Linear(c.n_hidden, c.n_embd, bias=False)
 
     def forward(self, x, cos, sin, cache=None):
@@ -89,9 +86,7 @@ class Block(nn.Module):
         h = self.norm2(x)
         return x + self.down(F.silu(self.gate(h)) * self.up(h))  # SwiGLU
 
-def cross_entropy(logits, targets):
-    """logits (N,V), targets (N,) -> losses (N,) float32, in nats; 0 where the target is -1."""
-    return F.cross_entropy(logits.float(), targets, ignore_index=-1, reduction="none")
+cross_entropy = functools.partial(F.cross_entropy, ignore_index=-1, reduction="none")  # logits (N,V), targets (N,) -> (N,) in nats; 0 where the target is -1
 
 class SelectedLoss(torch.autograd.Function):
     """cross_entropy(x @ weight.T, targets) where at most `keep` of the losses are differentiated. Forward: the logits of ROWS tokens at
@@ -100,7 +95,7 @@ class SelectedLoss(torch.autograd.Function):
     def forward(ctx, x, weight, V, targets, keep):  # (N,C), (V and padding, C), (N,) -> (N,)
         ctx.save_for_backward(x, weight, targets)
         ctx.V, ctx.keep = V, keep
-        return torch.cat([cross_entropy((rows @ weight.T)[:, :V], y) for rows, y in zip(x.split(ROWS), targets.split(ROWS))])
+        return torch.cat([cross_entropy((rows @ weight.T)[:, :V].float(), y) for rows, y in zip(x.split(ROWS), targets.split(ROWS))])
 
     @staticmethod
     def backward(ctx, grad):  # (N,)
@@ -159,7 +154,7 @@ class GPT(nn.Module):
             if targets is None:
                 return (x @ weight.T)[..., :V]  # (B, T, V)
             if torch.is_grad_enabled() and (keep is None or keep > PAYS * targets.numel()):
-                losses = cross_entropy((x @ weight.T)[..., :V].flatten(0, 1), targets.flatten())  # the definition
+                losses = cross_entropy((x @ weight.T)[..., :V].flatten(0, 1).float(), targets.flatten())  # the definition
             else:
                 losses = SelectedLoss.apply(x.flatten(0, 1), weight, V, targets.flatten(), keep)
         return losses.view_as(targets)
@@ -263,15 +258,13 @@ def plain_errors():
     """For the commands' main(): no memory, no disk and the death of another process become one sentence instead of a traceback."""
     try:
         yield
-        if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
     except KeyboardInterrupt:
         sys.exit("Interrupted. What was complete before is still there.")
     except OSError as e:
         sys.exit(f"A file could not be read or written: {e}. What was complete before is still there.")
     except (RuntimeError, MemoryError) as e:
         if any(words in str(e) for words in ("gloo", "NCCL", "Connection closed")):
-            sys.exit("Another process of this run has ended, so this one cannot go on. The last checkpoint is whole: give the same command with --resume.")
+            sys.exit("Another process of this run has ended, so this one cannot go on. The last checkpoint, if there is one, is whole: go on from it with --resume.")
         if not isinstance(e, MemoryError) and not any(words in str(e) for words in ("out of memory", "allocate memory", "ALLOC_FAILED")):
             raise
         sys.exit("Out of memory: give a smaller --micro_batch (it is also the selection pool, and changes nothing else), --depth or --block_size.")

@@ -4,7 +4,7 @@
     python score.py --show                              a page of the web corpus in the terminal, coloured by excess loss
     python score.py --show FILE --ratio 0.6             a text of your own
 """
-import argparse, contextlib, dataclasses, functools, hashlib, json, math, os, re, runpy, shutil, sys
+import argparse, atexit, contextlib, dataclasses, functools, hashlib, json, math, os, re, runpy, shutil, sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -88,10 +88,18 @@ def weights_hash(model):
         h.update(name.encode() + t.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
+def load_for(path, windows, device, bf16):
+    """The model of a checkpoint, for the windows of a corpus. Exits with a sentence if its tokenizer or its block size is another."""
+    model, content = load_model(path, device, bf16)
+    if content["tokenizer"]["sha256"] != windows.meta["tokenizer"]["sha256"]:
+        sys.exit(f"{path} and {windows.path} have different tokenizers; tokenize the corpus with the checkpoint's (python data.py --tokenizer).")
+    if model.config.block_size != windows.T:
+        sys.exit(f"{path} has block size {model.config.block_size}: give --block_size {model.config.block_size}, or another checkpoint.")
+    return model
+
 class ScoreCache:
     """A reference's scores for every target of a corpus, aligned with its windows, in REF's folder under scores/: loss.npy and
     entropy.npy, float32 (windows, T), and meta.json with the hashes of what they belong to."""
-
     def __init__(self, ref, data, windows, ref_hash):
         self.folder = ckpt_path(ref).parent / "scores" / f"{ckpt_path(ref).stem}-{Path(data).name}"
         self.key = {"corpus": windows.sha256, "reference": ref_hash, "block size": windows.T}
@@ -118,7 +126,7 @@ class ScoreCache:
             if rank == 0:
                 part.mkdir(parents=True)
             with contextlib.ExitStack() as stack:
-                files, batch = [stack.enter_context(open(os.devnull if rank else part / f"{name}.npy", "wb")) for name in names], max(1, 4096 // windows.T) * world
+                files, batch = [stack.enter_context(open(os.devnull if rank else part / f"{name}.npy", "wb")) for name in names], max(1, (4096 if device == "cpu" else 65536) // windows.T) * world
                 for f in files:
                     np.lib.format.write_array_header_1_0(f, {"descr": "<f4", "fortran_order": False, "shape": shape})
                 for begin in tqdm(range(0, len(windows), batch), desc="scoring", unit=" batches", mininterval=1, disable=rank > 0):
@@ -139,20 +147,20 @@ class ScoreCache:
         return (*(torch.from_numpy(np.load(f, mmap_mode="r")[i]) for f in files), None)[:2]
 
 # ----------------------------------------------------------------------------- several processes, the log
+def ranks():
+    """(rank, number of processes): (0, 1) for a process by itself."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
 def join_processes(device):
-    """(rank, number of processes) of this process: (0, 1), or under torchrun its own, after waiting for the others. Only rank 0 prints."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1:
+    """Under torchrun, wait for the other processes; only rank 0 prints from then on. Returns ranks()."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         if device.startswith("cuda"):
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        atexit.register(dist.destroy_process_group)
         torch._dynamo.config.optimize_ddp = False  # its graph splitting does not know SelectedLoss
-        sys.stdout = open(os.devnull, "w") if rank else sys.stdout
-    return rank, world
-
-def ranks():
-    """(rank, number of processes) of the group that join_processes made; (0, 1) without one."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+        sys.stdout = open(os.devnull, "w") if dist.get_rank() else sys.stdout
+    return ranks()
 
 def gather(value):
     """[the value of each process], by rank, on all of them."""
@@ -163,7 +171,6 @@ def gather(value):
 
 class Meter:
     """Sums over the steps since the last log line, kept on the device: reading them is the only time it is waited for."""
-
     def __init__(self, device):
         self.device, self.selected_tokens = device, 0  # selected_tokens: since the run began; without a selection, all
         self.dtype = torch.float32 if device.startswith("mps") else torch.float64  # MPS has no float64
@@ -289,10 +296,8 @@ def main(argv=None):
         p.error(f"unrecognized arguments: {' '.join(rest)}")
     device = pick_device(args.device)
     bf16 = (args.dtype or ("bfloat16" if device.startswith("cuda") else "float32")) == "bfloat16"
-    ref, ckpt = load_model(args.ref, device, bf16)
-    windows = Windows(ensure(args.data), ref.config.block_size)
-    if ckpt["tokenizer"]["sha256"] != windows.meta["tokenizer"]["sha256"]:
-        sys.exit(f"{args.ref} has another tokenizer than {args.data}; make the corpus with the model's (python data.py --tokenizer).")
+    windows = Windows(ensure(args.data), load_model(args.ref)[0].config.block_size)
+    ref = load_for(args.ref, windows, device, bf16)
     cache = ScoreCache(args.ref, args.data, windows, weights_hash(ref))
     if not args.overwrite and cache.ready(args.entropy):
         print(f"{cache.folder} is complete already.")

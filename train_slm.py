@@ -16,8 +16,8 @@ from tqdm import tqdm
 # --- SLM begin
 from data import AMOUNT, COUNT, REF, SEED, SHARE, WEB, Windows, ensure, read_problems, tokenizer_of
 from model import GPT, GPTConfig, ckpt_path, load_model, lr_at, make_optimizer, open_run, pick_device, plain_errors, save_checkpoint, stop_signals
-from score import (NO_REFERENCE, SCORES, Meter, ScoreCache, clear_run, exact_match, gather, join_processes, masked_mean, mean_loss, peak_mem_mb, reference_scores,
-                   select_topk, weights_hash, write_log)
+from score import (NO_REFERENCE, SCORES, Meter, ScoreCache, clear_run, exact_match, gather, join_processes, load_for, masked_mean, mean_loss, peak_mem_mb,
+                   reference_scores, select_topk, weights_hash, write_log)
 # --- SLM end
 
 @plain_errors()
@@ -88,20 +88,8 @@ def main(argv=None):
     enc = tokenizer_of(tokenizer, args.data) if problems else None
 
     # ------------------------------------------------------------------------- model, optimizer, compile, resume
-    def load(path):  # a checkpoint of this corpus's tokenizer and block size
-        model, content = load_model(path, device, bf16)
-        if content["tokenizer"]["sha256"] != tokenizer["sha256"]:
-            sys.exit(f"{path} and {args.data} have different tokenizers; tokenize the corpus with the checkpoint's (python data.py --tokenizer).")
-        if model.config.block_size != args.block_size:
-            sys.exit(f"{path} has block size {model.config.block_size}: give --block_size {model.config.block_size}, or another checkpoint.")
-        return model
-
-    if ckpt:
-        model, _ = load_model(ckpt, device, bf16)
-    elif args.init_from == "scratch":
-        model = GPT(GPTConfig.from_depth(args.depth, vocab_size=vocab_size, block_size=args.block_size), bf16).to(device)
-    else:
-        model = load(args.init_from)
+    model = (load_model(ckpt, device, bf16)[0] if ckpt else load_for(args.init_from, train, device, bf16) if args.init_from != "scratch"
+             else GPT(GPTConfig.from_depth(args.depth, vocab_size=vocab_size, block_size=args.block_size), bf16).to(device))
     optimizer = make_optimizer(model, args.lr, args.weight_decay)
     steps, windows = args.tokens // args.batch_tokens, args.batch_tokens // args.block_size  # windows: in a step
     accumulation, start, elapsed, meter = windows // args.micro_batch, 0, 0.0, Meter(device)  # accumulation: micro-batches in a step
@@ -117,7 +105,7 @@ def main(argv=None):
     if args.score == "oracle" and choose and not train.has_kind:
         sys.exit(f"--score oracle needs the true kind of each token, and {args.data} has no train.kind.bin.")
     if with_ref:
-        ref_model = load(args.ref)
+        ref_model = load_for(args.ref, train, device, bf16)
         ref_hash = weights_hash(ref_model)
         if args.init_from != "scratch" and not ckpt and ref_hash == weights_hash(model):
             print(f"Warning: {args.ref} is also the student's start, so every excess loss is 0 and the first selection is arbitrary.")
@@ -192,8 +180,7 @@ def main(argv=None):
             if not saving and not logging:
                 continue
             if int(bad_step) >= 0:  # the first wait for the device since the last log line
-                last = Path(args.out) / "ckpt.pt"
-                sys.exit(f"The loss or its gradient was not finite at step {int(bad_step)}; last good checkpoint: {last if last.exists() else 'none'}. Try a lower --lr.")
+                sys.exit(f"The loss or its gradient was not finite at step {int(bad_step)}. If there is a {args.out}/ckpt.pt, it is good. Try a lower --lr.")
             now = time.perf_counter()
             elapsed += now - mark
             row = {"step": done, "tokens": done * args.batch_tokens, **meter.read(), "val_ref": None, "val_web": None, "accuracy": None}

@@ -163,7 +163,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(run, tmp_pat
     monkeypatch.setattr(GPT, "forward", forward)
     with pytest.raises(SystemExit) as e:
         run("ref", tmp_path / "run", "--tokens", "7680", "--eval_interval", 10, "--log_interval", 10)
-    assert "at step 14;" in e.value.code and str(tmp_path / "run" / "ckpt.pt") in e.value.code
+    assert "at step 14." in e.value.code and str(tmp_path / "run" / "ckpt.pt") in e.value.code
     ckpt = load_checkpoint(tmp_path / "run")
     assert ckpt["step"] == 10 and all(torch.isfinite(v).all() for v in ckpt["model"].values())
     assert "NaN" not in (tmp_path / "run" / "log.jsonl").read_text()
@@ -184,10 +184,11 @@ def torchrun(script, *flags):
     return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, *map(str, flags)], cwd=ROOT,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers in /proc")
 def test_two_processes_select_and_learn_what_one_does_and_a_killed_worker_ends_the_run(run, corpus, tmp_path):
     """The same micro-batches, shared between two processes: the same scores, selections and losses; one that is killed takes the other
     along with a sentence, and a single process goes on from the checkpoint."""
-    flags = ["--batch_tokens", 1024, "--log_interval", 1, "--eval_interval", 8, "--tokens", 64 * 1024]
+    flags = ["--batch_tokens", 1024, "--log_interval", 1, "--eval_interval", 8, "--tokens", 128 * 1024]
     shutil.copytree(run.ref, tmp_path / "ref", ignore=shutil.ignore_patterns("scores"))
     _, alone = run("slm", tmp_path / "alone", *flags)
     with torchrun("train_slm.py", "--data", corpus / "web", "--target", corpus / "ref", "--out", tmp_path / "two", *SIZE, *flags, "--ref", tmp_path / "ref") as p:
@@ -199,9 +200,9 @@ def test_two_processes_select_and_learn_what_one_does_and_a_killed_worker_ends_t
     assert len(workers) == 2 and p.returncode == 1 and "Another process of this run has ended" in said, said
     assert (tmp_path / "ref" / "scores" / "ckpt-web" / "loss.npy").read_bytes() == (run.ref / "scores" / "ckpt-web" / "loss.npy").read_bytes()
     _, two = run("slm", tmp_path / "two", resume=True)
-    assert [line["step"] for line in two] == list(range(1, 65))
+    assert [line["step"] for line in two] == list(range(1, 129))
     for a, b in zip(alone, two):
-        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5) and all(a[k] == b[k] for k in ("selected_tokens", "precision", "recall"))
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5) and all(a[k] == b[k] for k in ("selected_tokens", "precision", "recall"))
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(run, corpus, tmp_path, refused, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
