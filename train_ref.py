@@ -4,7 +4,7 @@
     python train_ref.py --data corpus/web --out out/base            a base, on the web corpus, for continual pretraining
     python train_ref.py --init_from out/base --out out/ref          then the reference from it, as in the paper
 
-Its twin is train_slm.py: `diff train_ref.py train_slm.py` shows what SLM adds.
+Its twin is train_slm.py: `diff train_ref.py train_slm.py` shows what SLM adds. On N GPUs: torchrun --nproc_per_node=N train_ref.py
 """
 import argparse, sys, time
 from pathlib import Path

@@ -4,7 +4,7 @@
     python train_slm.py --ratio 1 --out out/clm              the baseline: every token, no reference (causal language modeling, CLM)
     python train_slm.py --init_from out/base --ref out/ref   continual pretraining, as in the paper
 
-Its twin is train_ref.py: `diff train_ref.py train_slm.py` shows what SLM adds.
+Its twin is train_ref.py: `diff train_ref.py train_slm.py` shows what SLM adds. On N GPUs: torchrun --nproc_per_node=N train_slm.py
 """
 import argparse, sys, time
 from pathlib import Path
