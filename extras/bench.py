@@ -3,12 +3,13 @@
     python extras/bench.py                              the default run's size, on this machine
     python extras/bench.py --nanogpt DIR --compile      with a checkout of nanoGPT, everything compiled
     python extras/bench.py --size 124m --device cuda    GPT-2's size: 12 layers, 768 channels, 1,024 tokens, V = 50,304
+    python extras/bench.py --head                       the selective step with SelectedLoss and with all logits, at several ratios
     python extras/bench.py --scaling                    time and memory against corpus size and token budget, in extras/scaling.png
 
 Every run is a process of its own, on random tokens; the runs of a round take turns, and a figure is the median over the rounds. CLM and
 SLM are train_slm.py itself. Model FLOPs are what the method needs at least: recomputing is not counted, whole attention matrices are.
 """
-import argparse, importlib.util, json, os, statistics, subprocess, sys, tempfile, time
+import argparse, importlib.util, json, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 import data
+import model
 from model import GPT, GPTConfig, load_model, make_optimizer, pick_device, plain_errors, save_checkpoint
 from score import ScoreCache, masked_mean, peak_mem_mb, select_topk, token_losses, weights_hash
 
@@ -80,7 +82,7 @@ def run_loop(arm, folder, args):
     """The same for the other arms, in this process."""
     config, micro_batch = SIZES[args.size]
     device, bf16 = args.device, args.dtype == "bfloat16"
-    cuda, compiled = device.startswith("cuda"), lambda model: torch.compile(model, dynamic=False) if args.compile else model
+    cuda, compiled = device.startswith("cuda"), lambda module: torch.compile(module, dynamic=False) if args.compile else module
     sync, move = (torch.cuda.synchronize, lambda t: t.pin_memory().to(device, non_blocking=True)) if cuda else (lambda: None, lambda t: t.to(device))
     torch.backends.cuda.matmul.allow_tf32 = True
     windows = data.Windows(folder / "corpus", config.block_size)
@@ -90,10 +92,10 @@ def run_loop(arm, folder, args):
         nanogpt = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(nanogpt)
         shape = {name: getattr(config, name) for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")}
-        model = nanogpt.GPT(nanogpt.GPTConfig(**shape, dropout=0.0, bias=False)).to(device)
+        student = nanogpt.GPT(nanogpt.GPTConfig(**shape, dropout=0.0, bias=False)).to(device)
     else:
-        model, _ = load_model(folder / "student.pt", device, bf16)
-    forward, optimizer = compiled(model), make_optimizer(model, 3e-4, 0.1)
+        student, _ = load_model(folder / "student.pt", device, bf16)
+    forward, optimizer = compiled(student), make_optimizer(student, 3e-4, 0.1)
     if arm in ("textbook SLM", "scoring pass"):
         ref, _ = load_model(folder / "ref.pt", device, bf16)
         ref_forward = compiled(ref)
@@ -111,7 +113,7 @@ def run_loop(arm, folder, args):
             if arm != "data loading":
                 (loss / args.accumulation).backward()
         if arm != "data loading":
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -129,6 +131,36 @@ def run_loop(arm, folder, args):
             marks.append(time.perf_counter())
         step(s)
     return (1000 * np.diff(marks)[1:] / max(1, args.steps // 8)).tolist(), peak_mem_mb(device)
+
+def head(args, folder):
+    """One selective step with the head's backward pass for the selected rows only, and with the plain formula; by turns, in one process."""
+    config, micro_batch = SIZES[args.size]
+    prepare(folder, args.size, int(1.2 * max(4, args.steps) * micro_batch * config.block_size))
+    windows, model.PAYS, steps, ms = data.Windows(folder / "corpus", config.block_size), 2, {}, {}
+    bf16, sync = args.dtype == "bfloat16", torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
+    for ratio in (0.1, 0.2, 0.4, 0.6, 0.8):
+        for keep in (int(ratio * micro_batch * config.block_size) + 1, None):
+            student = load_model(folder / "student.pt", args.device, bf16)[0]
+            forward, optimizer = torch.compile(student, dynamic=False) if args.compile else student, make_optimizer(student, 3e-4, 0.1)
+            def step(s, ratio=ratio, keep=keep, student=student, forward=forward, optimizer=optimizer):
+                x, y = (t.to(args.device) for t in windows.batch(s, micro_batch))
+                losses = forward(x, y, keep)
+                masked_mean(losses, select_topk(losses.detach(), ratio)).backward()
+                torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            steps[ratio, keep is None], ms[ratio, keep is None] = step, []
+    for s in range(args.steps):
+        for arm, step in steps.items():
+            sync()
+            start = time.perf_counter()
+            step(s)
+            sync()
+            ms[arm].append(1000 * (time.perf_counter() - start))
+    print(f"size {args.size}, {args.dtype}{', compiled' * args.compile}, medians of {args.steps - 4} steps by turns\n{'ratio':>6} {'all logits':>12} {'SelectedLoss':>13}")
+    for ratio in (0.1, 0.2, 0.4, 0.6, 0.8):
+        plain, selected = (statistics.median(ms[ratio, all_logits][4:]) for all_logits in (True, False))
+        print(f"{ratio:6} {plain:9.1f} ms {selected:10.1f} ms {selected / plain:7.3f}")
 
 def agreement(ref, ckpt, corpus, device, ratio=0.2, batches=20):
     """Shares of the selected tokens that stay the same when the reference's losses come in float32 from windows scored one by one
@@ -173,7 +205,10 @@ def table(args, folder):
 
 def scaling(args, folder):
     """Runs of train_slm.py at depth 1: one token budget on corpora of several sizes, several budgets on one corpus; a table and a figure."""
-    import matplotlib
+    try:
+        import matplotlib
+    except ImportError:
+        sys.exit("--scaling draws a figure and needs matplotlib: pip install matplotlib")
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
     flags = ["--target", folder / "m1", "--depth", 1, "--ref", folder / "ref", "--eval_interval", 10**9, "--eval_windows", 8, "--device", args.device, "--overwrite"]
@@ -220,6 +255,7 @@ def main(argv=None):
     p.add_argument("--micro_batch", type=count, default=None, help="windows in a micro-batch (default: 32 at size cpu, else 16)")
     p.add_argument("--agreement", nargs=2, metavar=("REF", "CKPT"), default=None, help="instead: how many selected tokens stay the same with cached or bfloat16 scores of these")
     p.add_argument("--data", default=data.WEB, help=f"the corpus for --agreement (default {data.WEB})")
+    p.add_argument("--head", action="store_true", help="instead: the selective step with SelectedLoss and with the plain formula, at several ratios")
     p.add_argument("--scaling", action="store_true", help="instead: time and memory against corpus size and token budget")
     p.add_argument("--plot", default=ROOT / "extras" / "scaling.png", type=Path, metavar="FILE", help="the figure of --scaling (default extras/scaling.png)")
     p.add_argument("--arm", help=argparse.SUPPRESS)  # one loop arm, in a process of its own
@@ -240,7 +276,7 @@ def main(argv=None):
         print(f"selected tokens that stay the same: cached instead of online {cached:.2%}, reference in bfloat16 instead of float32 {rounded:.2%}")
     else:
         with tempfile.TemporaryDirectory() as folder:
-            (scaling if args.scaling else table)(args, Path(folder))
+            (scaling if args.scaling else head if args.head else table)(args, Path(folder))
 
 if __name__ == "__main__":
     main()
