@@ -54,8 +54,8 @@ def peak_flops(device, bf16, n=2048):
 def prepare(folder, size, tokens):
     """A corpus of random tokens, and a student and a reference with random weights: folder/corpus, /student.pt and /ref.pt."""
     config, _ = SIZES[size]
-    np.save(folder / "ids.npy", np.random.default_rng(0).integers(0, config.vocab_size, tokens, dtype=np.uint32))
-    quietly([data.__file__, "--ids", folder / "ids.npy", "--vocab_size", config.vocab_size, "--val_share", 0.05, "--out", folder / "corpus"])
+    np.save(folder / "ids.npy", np.random.default_rng(0).integers(0, config.vocab_size, max(tokens, 20 * config.block_size), dtype=np.uint32))
+    quietly([data.__file__, "--ids", folder / "ids.npy", "--vocab_size", config.vocab_size, "--val_share", 0.1, "--out", folder / "corpus"])
     meta = data.Windows(folder / "corpus", config.block_size).meta
     for seed, name in enumerate(("student", "ref")):
         torch.manual_seed(seed)
