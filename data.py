@@ -131,7 +131,7 @@ def read_problems(path, n):
 def ensure(path):
     """Make the embedded corpus if `path` is one of its two folders and is not there yet. Returns path."""
     while str(path) in (REF, WEB) and not Path(path).exists():
-        time.sleep(0.1) if int(os.environ.get("RANK", 0)) else main([])  # of several processes the first makes it
+        time.sleep(0.1) if int(os.environ.get("LOCAL_RANK", 0)) else main([])  # of several processes the first makes it
     return path
 
 # ----------------------------------------------------------------------------- your own text
@@ -169,8 +169,7 @@ def own_documents(files, val_files, val_share, templates, enc, seed):
                 while not ends:  # a document is not torn apart
                     text, ends = next(streams[source])
                     left[source], n = left[source] - 1, n + 1
-                    tokens = enc.encode_to_numpy(text, disallowed_special=())  # encode_ordinary, as an array
-                    yield "val" if n % period == 0 else split, np.append(tokens, [enc.eot_token] * ends), None
+                    yield "val" if n % period == 0 else split, enc.encode_ordinary(text) + [enc.eot_token] * ends, None
                     bar.update()
 
 def id_documents(files, val_share, vocab_size):

@@ -204,7 +204,7 @@ def lr_at(step, steps, lr, warmup, schedule, decay_start=None):
 def pick_device(name="auto"):
     """'auto' is CUDA, then MPS, then CPU. Exits with a sentence if the device asked for is not there."""
     name = ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu") if name == "auto" else name
-    name += ":" + os.environ["LOCAL_RANK"] if name == "cuda" and "LOCAL_RANK" in os.environ else ""  # torchrun: a GPU for each process
+    name = f"cuda:{os.environ['LOCAL_RANK']}" if name.startswith("cuda") and "LOCAL_RANK" in os.environ else name  # torchrun: a GPU for each process
     try:
         torch.zeros(1, device=name)
     except Exception:
@@ -263,7 +263,7 @@ def plain_errors():
     except OSError as e:
         sys.exit(f"A file could not be read or written: {e}. What was complete before is still there.")
     except (RuntimeError, MemoryError) as e:
-        if any(words in str(e) for words in ("gloo", "NCCL", "Connection closed")):
+        if any(words in str(e) for words in ("Connection closed by peer", "Connection reset by peer", "remote process exit")):
             sys.exit("Another process of this run has ended, so this one cannot go on. The last checkpoint, if there is one, is whole: go on from it with --resume.")
         if not isinstance(e, MemoryError) and not any(words in str(e) for words in ("out of memory", "allocate memory", "ALLOC_FAILED")):
             raise

@@ -4,7 +4,8 @@
     python score.py --show                              a page of the web corpus in the terminal, coloured by excess loss
     python score.py --show FILE --ratio 0.6             a text of your own
 """
-import argparse, atexit, contextlib, dataclasses, functools, hashlib, json, math, os, re, runpy, shutil, sys
+import argparse, contextlib, dataclasses, functools, hashlib, json, math, os, re, runpy, shutil, sys
+from datetime import timedelta
 from fractions import Fraction
 from pathlib import Path
 
@@ -126,13 +127,14 @@ class ScoreCache:
             if rank == 0:
                 part.mkdir(parents=True)
             with contextlib.ExitStack() as stack:
-                files, batch = [stack.enter_context(open(os.devnull if rank else part / f"{name}.npy", "wb")) for name in names], max(1, (4096 if device == "cpu" else 65536) // windows.T) * world
+                files, batch = [stack.enter_context(open(os.devnull if rank else part / f"{name}.npy", "wb")) for name in names], max(1, (4096 if device == "cpu" or entropy else 65536) // windows.T) * world
                 for f in files:
                     np.lib.format.write_array_header_1_0(f, {"descr": "<f4", "fortran_order": False, "shape": shape})
                 for begin in tqdm(range(0, len(windows), batch), desc="scoring", unit=" batches", mininterval=1, disable=rank > 0):
-                    x, y = windows[np.array_split(np.arange(begin, min(begin + batch, len(windows))), world)[rank]]
+                    mine = np.array_split(np.arange(begin, min(begin + batch, len(windows))), world)[rank]
+                    x, y = windows[mine if len(mine) else [0]]  # [0]: at the end there may be none left for this process
                     for f, values in zip(files, reference_scores(model, x.to(device), y.to(device), entropy)):
-                        f.write(b"".join(gather(values.cpu().numpy().tobytes())))
+                        f.write(b"".join(gather(values[:len(mine)].cpu().numpy().tobytes())))
             if rank == 0:
                 (part / "meta.json").write_text(json.dumps(self.key))
                 shutil.rmtree(self.folder, ignore_errors=True)
@@ -156,8 +158,7 @@ def join_processes(device):
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         if device.startswith("cuda"):
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-        atexit.register(dist.destroy_process_group)
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(hours=2))  # while the first evaluates, the others wait
         torch._dynamo.config.optimize_ddp = False  # its graph splitting does not know SelectedLoss
         sys.stdout = open(os.devnull, "w") if dist.get_rank() else sys.stdout
     return ranks()
@@ -219,8 +220,7 @@ def write_log(out, row):
     row = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
     with open(Path(out) / "log.jsonl", "a") as f:
         f.write(json.dumps(row) + "\n")
-    shown = ("loss", "val_ref", "val_web", "accuracy", "precision", "recall")
-    return f"step {row['step']}: " + ", ".join(f"{k} {row[k]:.3f}" for k in shown if row[k] is not None)
+    return f"step {row['step']}: " + ", ".join(f"{k} {row[k]:.3f}" for k in ("loss", "val_ref", "val_web", "accuracy", "precision", "recall") if row[k] is not None)
 
 def peak_mem_mb(device):
     """The most memory held so far, in MB: the device's on CUDA, else this process's resident memory (None on Windows)."""
@@ -295,11 +295,12 @@ def main(argv=None):
     if rest:
         p.error(f"unrecognized arguments: {' '.join(rest)}")
     device = pick_device(args.device)
+    join_processes(device)
     bf16 = (args.dtype or ("bfloat16" if device.startswith("cuda") else "float32")) == "bfloat16"
     windows = Windows(ensure(args.data), load_model(args.ref)[0].config.block_size)
     ref = load_for(args.ref, windows, device, bf16)
     cache = ScoreCache(args.ref, args.data, windows, weights_hash(ref))
-    if not args.overwrite and cache.ready(args.entropy):
+    if not args.overwrite and all(gather(cache.ready(args.entropy))):
         print(f"{cache.folder} is complete already.")
     else:
         cache.make(ref, windows, device, args.entropy)

@@ -87,7 +87,7 @@ def main(argv=None):
     compiled = cuda if args.compile is None else args.compile
     # Training, evaluation and scoring call `forward`, not `model`, so that compiling applies to them; generation does not.
     forward = torch.compile(model, dynamic=False) if compiled else model
-    forward = DistributedDataParallel(forward, forward_sync_buffers=False) if world > 1 else forward  # averages the gradients over the processes
+    forward = DistributedDataParallel(forward, forward_sync_buffers=False, gradient_as_bucket_view=True) if world > 1 else forward  # averages gradients
     if rank == 0:
         clear_run(args.out, keep_until=start if ckpt and args.resume else None)
 
@@ -136,8 +136,7 @@ def main(argv=None):
             evaluating, logging = done % args.eval_interval == 0 or done == steps, done % args.log_interval == 0
             stopping = any(gather(bool(stop))) if world == 1 or logging else False  # a signal after this line is for the next time
             saving = evaluating or stopping or done in snapshots
-            if not saving and not logging:
-                continue
+            if not saving and not logging: continue
             if int(bad_step) >= 0:  # the first wait for the device since the last log line
                 sys.exit(f"The loss or its gradient was not finite at step {int(bad_step)}. If there is a {args.out}/ckpt.pt, it is good. Try a lower --lr.")
             now = time.perf_counter()
@@ -155,7 +154,7 @@ def main(argv=None):
                     for name in [f"step_{done:06}.pt"] * (done in snapshots) + ["ckpt.pt"]:
                         save(name, done)  # ckpt.pt last: a run that is resumed has its snapshots
             if stopping and done < steps:
-                bar.close()
+                gather(bar.close())  # the first process has saved by now
                 print(f"Stopped after step {done} of {steps} and saved. To go on: python {Path(__file__).name} --resume --out {args.out}", file=sys.stderr if rank == 0 else sys.stdout)
                 sys.exit(130)
             mark, marked = time.perf_counter(), done  # the clock stands still during evaluation and saving
@@ -169,6 +168,7 @@ def main(argv=None):
     print(f"  next: python train_slm.py --ref {args.out}    the student, with this reference")
     # --- ref end
     print(f"  files: {args.out}/ckpt.pt, {args.out}/log.jsonl")
+    torch.distributed.destroy_process_group() if world > 1 else None
 
 if __name__ == "__main__":
     main()

@@ -99,7 +99,7 @@ def main(argv=None):
     compiled = cuda if args.compile is None else args.compile
     # Training, evaluation and scoring call `forward`, not `model`, so that compiling applies to them; generation does not.
     forward = torch.compile(model, dynamic=False) if compiled else model
-    forward = DistributedDataParallel(forward, forward_sync_buffers=False) if world > 1 else forward  # averages the gradients over the processes
+    forward = DistributedDataParallel(forward, forward_sync_buffers=False, gradient_as_bucket_view=True) if world > 1 else forward  # averages gradients
     # --- SLM begin
     reference, entropy = None, "entropy" in args.score
     if args.score == "oracle" and choose and not train.has_kind:
@@ -114,7 +114,7 @@ def main(argv=None):
         if args.online:
             reference = lambda i, x, y: reference_scores(ref_forward, x, y, entropy)
         else:
-            if not cache.ready(entropy):
+            if not all(gather(cache.ready(entropy))):
                 cache.make(ref_forward, train, device, entropy)
             del ref_model, ref_forward  # its losses never change: from here on they are read from the file
             reference = lambda i, x, y: tuple(None if t is None else move(t) for t in cache[i])
@@ -177,8 +177,7 @@ def main(argv=None):
             evaluating, logging = done % args.eval_interval == 0 or done == steps, done % args.log_interval == 0
             stopping = any(gather(bool(stop))) if world == 1 or logging else False  # a signal after this line is for the next time
             saving = evaluating or stopping or done in snapshots
-            if not saving and not logging:
-                continue
+            if not saving and not logging: continue
             if int(bad_step) >= 0:  # the first wait for the device since the last log line
                 sys.exit(f"The loss or its gradient was not finite at step {int(bad_step)}. If there is a {args.out}/ckpt.pt, it is good. Try a lower --lr.")
             now = time.perf_counter()
@@ -196,7 +195,7 @@ def main(argv=None):
                     for name in [f"step_{done:06}.pt"] * (done in snapshots) + ["ckpt.pt"]:
                         save(name, done)  # ckpt.pt last: a run that is resumed has its snapshots
             if stopping and done < steps:
-                bar.close()
+                gather(bar.close())  # the first process has saved by now
                 print(f"Stopped after step {done} of {steps} and saved. To go on: python {Path(__file__).name} --resume --out {args.out}", file=sys.stderr if rank == 0 else sys.stdout)
                 sys.exit(130)
             mark, marked = time.perf_counter(), done  # the clock stands still during evaluation and saving
@@ -215,6 +214,7 @@ def main(argv=None):
           f"        python extras/show.py --ckpt {args.out} --ref {args.ref} --data {args.data}    a page, coloured by what is selected")
     # --- SLM end
     print(f"  files: {args.out}/ckpt.pt, {args.out}/log.jsonl")
+    torch.distributed.destroy_process_group() if world > 1 else None
 
 if __name__ == "__main__":
     main()

