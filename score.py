@@ -89,9 +89,9 @@ def weights_hash(model):
         h.update(name.encode() + t.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
-def load_for(path, windows, device, bf16):
-    """The model of a checkpoint, for the windows of a corpus. Exits with a sentence if its tokenizer or its block size is another."""
-    model, content = load_model(path, device, bf16)
+def load_for(path, windows, device, bf16, loaded=None):
+    """The model of a checkpoint (or of what load_model made of it), for a corpus's windows. Exits with a sentence if its tokenizer or block size is another."""
+    model, content = loaded or load_model(path, device, bf16)
     if content["tokenizer"]["sha256"] != windows.meta["tokenizer"]["sha256"]:
         sys.exit(f"{path} and {windows.path} have different tokenizers; tokenize the corpus with the checkpoint's (python data.py --tokenizer).")
     if model.config.block_size != windows.T:
@@ -109,12 +109,12 @@ class ScoreCache:
     def ready(self, entropy=False):
         """Whether the scores are there. Exits with a sentence if they are of another corpus, reference or block size."""
         if not (self.folder / "meta.json").exists():
-            return False
+            return all(gather(False))  # of several processes all score, or none
         key, size = json.loads((self.folder / "meta.json").read_text()), (self.folder / "loss.npy").stat().st_size
         wrong = [name for name in self.key if key.get(name) != self.key[name]] or ["size"] * (size != 128 + 4 * math.prod(self.shape))  # .npy: 128 bytes, then the numbers
         if wrong:
             sys.exit(f"The scores in {self.folder} belong to another {' and another '.join(wrong)}; make them again ({self.command}) or delete that folder.")
-        return not entropy or (self.folder / "entropy.npy").exists()
+        return all(gather(not entropy or (self.folder / "entropy.npy").exists()))
 
     def make(self, model, windows, device, entropy=False):
         """Score all windows, in order; several processes share the work, and the first writes. The folder appears when it is complete."""
@@ -294,13 +294,13 @@ def main(argv=None):
         return show(["--terminal", "--ref", args.ref, "--data", args.data, "--device", args.device, *(["--text", args.show] if args.show else []), *rest])
     if rest:
         p.error(f"unrecognized arguments: {' '.join(rest)}")
-    device = pick_device(args.device)
-    join_processes(device)
+    join_processes(device := pick_device(args.device))
     bf16 = (args.dtype or ("bfloat16" if device.startswith("cuda") else "float32")) == "bfloat16"
-    windows = Windows(ensure(args.data), load_model(args.ref)[0].config.block_size)
-    ref = load_for(args.ref, windows, device, bf16)
+    loaded = load_model(args.ref, device, bf16)
+    windows = Windows(ensure(args.data), loaded[0].config.block_size)
+    ref = load_for(args.ref, windows, device, bf16, loaded)
     cache = ScoreCache(args.ref, args.data, windows, weights_hash(ref))
-    if not args.overwrite and all(gather(cache.ready(args.entropy))):
+    if not args.overwrite and cache.ready(args.entropy):
         print(f"{cache.folder} is complete already.")
     else:
         cache.make(ref, windows, device, args.entropy)

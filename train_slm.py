@@ -114,7 +114,7 @@ def main(argv=None):
         if args.online:
             reference = lambda i, x, y: reference_scores(ref_forward, x, y, entropy)
         else:
-            if not all(gather(cache.ready(entropy))):
+            if not cache.ready(entropy):
                 cache.make(ref_forward, train, device, entropy)
             del ref_model, ref_forward  # its losses never change: from here on they are read from the file
             reference = lambda i, x, y: tuple(None if t is None else move(t) for t in cache[i])

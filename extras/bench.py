@@ -44,9 +44,9 @@ def sync():
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
 
-def peak_flops(device, bf16, n=2048):
+def peak_flops(device, bf16):
     """FLOP/s of a large matrix product, the best of several."""
-    n = 8192 if device.startswith("cuda") else n
+    n = 8192 if device.startswith("cuda") else 2048
     a, best = torch.randn(n, n, device=device, dtype=torch.bfloat16 if bf16 else torch.float32), 0.0
     for _ in range(10):
         sync()
@@ -56,10 +56,10 @@ def peak_flops(device, bf16, n=2048):
         best = max(best, 2 * n**3 / (time.perf_counter() - start))
     return best
 
-def prepare(folder, size, tokens):
+def prepare(folder, args):
     """A corpus of random tokens, and a student and a reference with random weights: folder/corpus, /student.pt and /ref.pt."""
-    config, _ = SIZES[size]
-    np.save(folder / "ids.npy", np.random.default_rng(0).integers(0, config.vocab_size, max(tokens, 20 * config.block_size), dtype=np.uint32))
+    config, tokens = args.config, max(int(1.2 * args.steps) * args.batch_tokens, 20 * args.config.block_size)
+    np.save(folder / "ids.npy", np.random.default_rng(0).integers(0, config.vocab_size, tokens, dtype=np.uint32))
     quietly([data.__file__, "--ids", folder / "ids.npy", "--vocab_size", config.vocab_size, "--val_share", 0.1, "--out", folder / "corpus"])
     meta = data.Windows(folder / "corpus", config.block_size).meta
     for seed, name in enumerate(("student", "ref")):
@@ -75,18 +75,21 @@ def quietly(command):
 
 def run_script(flags, folder, args):
     """(ms of a step in each interval after the warm-up, peak MB) of a run of train_slm.py."""
-    config, micro_batch = SIZES[args.size]
-    batch, out = args.accumulation * micro_batch * config.block_size, folder / "run"
+    out = folder / "run"
     quietly([ROOT / "train_slm.py", "--data", folder / "corpus", "--target", folder / "corpus", "--init_from", folder / "student.pt", "--ref", folder / "ref.pt", "--out", out,
-             "--overwrite", "--block_size", config.block_size, "--micro_batch", micro_batch, "--batch_tokens", batch, "--tokens", args.steps * batch, "--ratio", args.ratio,
+             "--overwrite", "--block_size", args.config.block_size, "--micro_batch", args.micro_batch, "--batch_tokens", args.batch_tokens, "--tokens", args.steps * args.batch_tokens, "--ratio", args.ratio,
              "--log_interval", max(1, args.steps // 8), "--eval_windows", 1, "--device", args.device, "--dtype", args.dtype, "--compile" if args.compile else "--no-compile", *flags])
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [1000 * batch / line["tokens_per_s"] for line in log[2:]], log[-1]["peak_mem_mb"]
+    return [1000 * args.batch_tokens / line["tokens_per_s"] for line in log[2:]], log[-1]["peak_mem_mb"]
+
+def update(student, optimizer):
+    torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 def run_loop(arm, folder, args):
     """The same for the other arms, in this process."""
-    config, micro_batch = SIZES[args.size]
-    device, bf16 = args.device, args.dtype == "bfloat16"
+    config, device, bf16 = args.config, args.device, args.dtype == "bfloat16"
     cuda, compiled = device.startswith("cuda"), lambda module: torch.compile(module, dynamic=False) if args.compile else module
     move = lambda t: t.pin_memory().to(device, non_blocking=True) if cuda else t.to(device)
     windows = data.Windows(folder / "corpus", config.block_size)
@@ -104,7 +107,7 @@ def run_loop(arm, folder, args):
         ref_forward = compiled(ref)
 
     def step(s):
-        for i in windows.indices(s, args.accumulation * micro_batch).reshape(args.accumulation, -1):
+        for i in windows.indices(s, args.accumulation * args.micro_batch).reshape(args.accumulation, -1):
             x, y = map(move, windows[i])
             if arm == "nanoGPT":
                 with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=bf16):
@@ -116,16 +119,14 @@ def run_loop(arm, folder, args):
             if arm != "data loading":
                 (loss / args.accumulation).backward()
         if arm != "data loading":
-            torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            update(student, optimizer)
 
     if arm == "scoring pass":  # whole passes over the corpus, files and all, as train_slm.py makes them; the time of one step's tokens
         cache, times = ScoreCache(folder / "ref.pt", folder / "corpus", windows, weights_hash(ref)), []
         for _ in range(2):
             start = time.perf_counter()
             cache.make(ref_forward, windows, device)
-            times.append(1000 * (time.perf_counter() - start) / len(windows) * args.accumulation * micro_batch)
+            times.append(1000 * (time.perf_counter() - start) / len(windows) * args.accumulation * args.micro_batch)
         return times[1:], peak_mem_mb(device)
     marks, interval = [], max(1, args.steps // 8)
     for s in range(args.steps + 1):
@@ -137,31 +138,28 @@ def run_loop(arm, folder, args):
 
 def head(args, folder):
     """One selective step with the head's backward pass for the selected rows only, and with the plain formula; by turns, in one process."""
-    config, micro_batch = SIZES[args.size]
-    prepare(folder, args.size, int(1.2 * max(4, args.steps) * micro_batch * config.block_size))
-    windows, model.PAYS, steps, ms = data.Windows(folder / "corpus", config.block_size), 2, {}, {}
-    bf16 = args.dtype == "bfloat16"
-    for ratio in (0.1, 0.2, 0.4, 0.6, 0.8):
-        for keep in (int(ratio * micro_batch * config.block_size) + 1, None):
-            student = load_model(folder / "student.pt", args.device, bf16)[0]
+    prepare(folder, args)
+    windows, model.PAYS, steps, ms = data.Windows(folder / "corpus", args.config.block_size), 2, {}, {}
+    ratios, rounds = (0.1, 0.2, 0.4, 0.6, 0.8), max(args.steps, 6)
+    for ratio in ratios:
+        for keep in (int(ratio * args.micro_batch * args.config.block_size) + 1, None):
+            student = load_model(folder / "student.pt", args.device, args.dtype == "bfloat16")[0]
             forward, optimizer = torch.compile(student, dynamic=False) if args.compile else student, make_optimizer(student, 3e-4, 0.1)
             def step(s, ratio=ratio, keep=keep, student=student, forward=forward, optimizer=optimizer):
-                x, y = (t.to(args.device) for t in windows.batch(s, micro_batch))
+                x, y = (t.to(args.device) for t in windows.batch(s, args.micro_batch))
                 losses = forward(x, y, keep)
                 masked_mean(losses, select_topk(losses.detach(), ratio)).backward()
-                torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+                update(student, optimizer)
             steps[ratio, keep is None], ms[ratio, keep is None] = step, []
-    for s in range(max(args.steps, 6)):
+    for s in range(rounds):
         for arm, step in steps.items():
             sync()
             start = time.perf_counter()
             step(s)
             sync()
             ms[arm].append(1000 * (time.perf_counter() - start))
-    print(f"size {args.size}, {args.dtype}{', compiled' * args.compile}, medians of {max(args.steps, 6) - 4} steps by turns\n{'ratio':>6} {'all logits':>12} {'SelectedLoss':>13}")
-    for ratio in (0.1, 0.2, 0.4, 0.6, 0.8):
+    print(f"size {args.size}, {args.dtype}{', compiled' * args.compile}, medians of {rounds - 4} steps by turns\n{'ratio':>6} {'all logits':>12} {'SelectedLoss':>13}")
+    for ratio in ratios:
         plain, selected = (statistics.median(ms[ratio, all_logits][4:]) for all_logits in (True, False))
         print(f"{ratio:6} {plain:9.1f} ms {selected:10.1f} ms {selected / plain:7.3f}")
 
@@ -180,10 +178,9 @@ def agreement(ref, ckpt, corpus, device, ratio=0.2, batches=20):
     return (same / k).tolist()
 
 def table(args, folder):
-    config, micro_batch = SIZES[args.size]
-    tokens = args.accumulation * micro_batch * config.block_size
-    # Apart, since Linux counts a process's peak memory from its parent's.
-    quietly([__file__, "--arm", "prepare", "--folder", folder, "--size", args.size, "--steps", int(1.2 * args.steps) * tokens])
+    tokens, passed = args.batch_tokens, ["size", "device", "dtype", "steps", "accumulation", "micro_batch", "ratio"] + ["nanogpt"] * bool(args.nanogpt)
+    own = [__file__, "--folder", folder, *(f"--{name}={getattr(args, name)}" for name in passed), "--compile" if args.compile else "--no-compile", "--arm"]
+    quietly([*own, "prepare"])  # apart, since Linux counts a process's peak memory from its parent's
     arms = [*SCRIPT, *LOOPS] + ["nanoGPT"] * bool(args.nanogpt)
     run = {arm: ([], []) for arm in arms}
     quietly([ROOT / "score.py", "--ref", folder / "ref.pt", "--data", folder / "corpus", "--device", args.device, "--dtype", args.dtype])
@@ -192,8 +189,7 @@ def table(args, folder):
             if arm in SCRIPT:
                 ms, mb = run_script(SCRIPT[arm], folder, args)
             else:
-                same = [f"--{name}={value}" for name, value in vars(args).items() if name in ("size", "device", "dtype", "steps", "accumulation", "ratio") or (name in ("nanogpt", "micro_batch") and value)]
-                ms, mb = json.loads(quietly([__file__, "--arm", arm, "--folder", folder, *same, "--compile" if args.compile else "--no-compile"]).splitlines()[-1])
+                ms, mb = json.loads(quietly([*own, arm]).splitlines()[-1])
             run[arm][0].extend(ms)
             run[arm][1].append(mb)
     peak = peak_flops(args.device, args.dtype == "bfloat16")
@@ -203,7 +199,7 @@ def table(args, folder):
           f"matrix product {peak / 1e12:.2f} TFLOP/s, torch {torch.__version__}, medians of {args.rounds} rounds\n")
     print(f"{'':20} {'tokens/s':>10} {'ms a step':>10} {'time/CLM':>9}" + f" {'nanoGPT/it':>10}" * bool(args.nanogpt) + f" {'peak MB':>9} {'GFLOP/step':>11} {'utilised':>9}")
     for arm in arms:
-        work = flops(arm, config, args.ratio) * tokens
+        work = flops(arm, args.config, args.ratio) * tokens
         print(f"{arm:20} {1000 * tokens / ms[arm]:10,.0f} {ms[arm]:10.1f} {ms[arm] / ms['CLM']:9.3f}" + (f" {ms['nanoGPT'] / ms[arm]:10.3f}" if args.nanogpt else "")
               + f" {max(run[arm][1]):9,.0f} {work / 1e9:11.1f} {1000 * work / ms[arm] / peak:9.1%}", flush=True)
 
@@ -211,19 +207,20 @@ def scaling(args, folder):
     """Runs of train_slm.py at depth 1: one token budget on corpora of several sizes, several budgets on one corpus; a table and a figure."""
     if not importlib.util.find_spec("matplotlib"):
         sys.exit("--scaling draws a figure and needs matplotlib: pip install matplotlib")
-    flags = ["--target", folder / "m1", "--depth", 1, "--ref", folder / "ref", "--eval_interval", 10**9, "--eval_windows", 8, "--device", args.device, "--overwrite"]
+    flags = ["--target", folder / "m1", "--depth", 1, "--eval_interval", 10**9, "--eval_windows", 8, "--device", args.device, "--overwrite"]
     millions, budgets, series = (1, 3, 10, 30), (1, 2, 4, 8), {"corpus": [], "budget": []}
     for m in millions:
         quietly(["-c", f"import numpy as np; np.save('{folder}/ids.npy', np.random.default_rng(0).integers(0, 1024, {m} * 10**6, dtype=np.uint16))"])
         quietly([data.__file__, "--ids", folder / "ids.npy", "--vocab_size", 1024, "--out", folder / f"m{m}"])
-    quietly([ROOT / "train_ref.py", "--data", folder / "m1", "--out", folder / "ref", "--tokens", "40K", *flags[:4], *flags[6:]])
+    quietly([ROOT / "train_ref.py", "--data", folder / "m1", "--out", folder / "ref", "--tokens", "40K", *flags])
     for name, m, budget in [("corpus", m, 1) for m in millions] + [("budget", 10, b) for b in budgets]:
         start = time.perf_counter()
-        quietly([ROOT / "score.py", "--ref", folder / "ref", "--data", folder / f"m{m}", "--device", args.device])
+        if name == "corpus":
+            quietly([ROOT / "score.py", "--ref", folder / "ref", "--data", folder / f"m{m}", "--device", args.device])
         scored, start = time.perf_counter() - start, time.perf_counter()
-        quietly([ROOT / "train_slm.py", "--data", folder / f"m{m}", "--out", folder / "run", "--tokens", f"{budget}M", *flags])
+        quietly([ROOT / "train_slm.py", "--data", folder / f"m{m}", "--ref", folder / "ref", "--out", folder / "run", "--tokens", f"{budget}M", *flags])
         mb = json.loads((folder / "run" / "log.jsonl").read_text().splitlines()[-1])["peak_mem_mb"]
-        series[name].append((m, budget, time.perf_counter() - start, mb, scored))
+        series[name].append((m, budget, time.perf_counter() - start, mb))
         print(f"corpus {m:2}M tokens, budget {budget}M: {f'scoring {scored:5.1f} s, ' if name == 'corpus' else ''}training {series[name][-1][2]:5.1f} s, peak {mb:,.0f} MB", flush=True)
     import matplotlib
     matplotlib.use("Agg")
@@ -268,13 +265,14 @@ def main(argv=None):
     cuda = args.device.startswith("cuda")
     args.compile = cuda if args.compile is None else args.compile
     args.dtype = ("bfloat16" if cuda else "float32") if args.dtype == "auto" else args.dtype
-    if args.micro_batch:
-        SIZES[args.size] = SIZES[args.size][0], args.micro_batch
+    args.config, micro_batch = SIZES[args.size]
+    args.micro_batch = args.micro_batch or micro_batch
+    args.batch_tokens = args.accumulation * args.micro_batch * args.config.block_size
     if args.nanogpt and not (Path(args.nanogpt) / "model.py").is_file():
         sys.exit(f"{args.nanogpt} is no checkout of nanoGPT: there is no model.py in it.")
     torch.backends.cuda.matmul.allow_tf32 = True
     if args.arm == "prepare":
-        prepare(args.folder, args.size, args.steps)
+        prepare(args.folder, args)
     elif args.arm:
         print(json.dumps(run_loop(args.arm, args.folder, args)))
     elif args.agreement:

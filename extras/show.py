@@ -261,7 +261,8 @@ def main(argv=None):
             sys.exit(f"{args.ckpt} or {args.ref} gives losses that are not finite numbers on {title}: its training has diverged.")
         if args.terminal:
             paint_terminal(tokens, scores, enc, args.ratio)
-        pages.append(page_data(title, tokens, kind, scores, enc))
+        else:
+            pages.append(page_data(title, tokens, kind, scores, enc))
     if args.terminal:
         return
     data = {"percent": round(100 * args.ratio), "student": args.ckpt, "reference": args.ref, "kinds": KINDS if pages[0]["kind"] else None, "pages": pages}
