@@ -1,0 +1,466 @@
+"""The figures and tables of the RHO-1 paper, small, with the controls it lacks. Runs train_ref.py, score.py and train_slm.py as you would.
+
+    python extras/paper.py --list               every experiment, its arms, what it costs in minutes
+    python extras/paper.py fig1 --seeds 3       run what is missing (finished runs are kept), then draw
+    python extras/paper.py all --quick          minutes, to check the machinery; every output says that it is quick
+    python extras/paper.py all --draw           no runs: draw and write from the results that are there
+
+Results are in extras/results: runs.jsonl (a line a run: its command and its last log line), measures.json (what was measured on
+checkpoints), the figures; extras/RESULTS.md is written from them. Checkpoints are in out/paper. A result whose command is unchanged is
+not run again, unless with --again. This file is the table of experiments and the runner; paper_report.py draws.
+"""
+import argparse
+import concurrent.futures
+import dataclasses
+import json
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "extras")]
+from data import COUNT, SHARES, number
+from model import plain_errors
+from score import NO_REFERENCE
+
+# ============================================================================= the table: everything that was decided beforehand
+# A trial on seed 0 chose the size, the batch and the ratio 0.1: depth 2 learns the task and has little to spare.
+DEPTH = 2
+COMMON = "--batch_tokens 2048 --micro_batch 16 --warmup 100 --eval_interval 500"
+GRID = (1.5e-3, 3e-3, 6e-3, 1.2e-2)  # learning rates, for every arm
+REF_LR, REF_TOKENS = 6e-3, 2.0  # millions, as all token counts below
+NEAR = 0.02  # of the rates whose accuracy is within this of the best (512 problems: one standard error is 0.02), the one with the lowest clean loss
+
+ARMS = {  # name: flags of train_slm.py
+    "CLM": "--ratio 1",
+    "CLM + clean": "--ratio 1",  # on a corpus into which clean problems are mixed: as many as the reference reads
+    "SLM": "--ratio 0.1",
+    "random": "--ratio 0.1 --score random",
+    "own loss": "--ratio 0.1 --score loss",
+    "oracle": "--ratio 0.2 --score oracle",  # 0.2 is the share of maths; fewer would leave useful tokens out at random
+}
+TUNE_AT = {"CLM": 4, "CLM + clean": 4, "SLM": 1, "random": 2, "own loss": 2, "oracle": 1}
+BUDGETS = {"CLM": (2, 4, 8), "CLM + clean": (2, 4, 8), "SLM": (0.5, 1, 1.5, 2, 4), "random": (2, 4), "own loss": (2, 4), "oracle": (0.5, 1, 1.5, 2, 4)}
+
+def page_mix(correct):
+    """data.py's flags for pages with this share of right solutions, and the other parts in the default proportion."""
+    rest = {part: share for part, share in SHARES.items() if part != "correct"}
+    return f"--correct {correct:g} " + " ".join(f"--{part} {share / sum(rest.values()) * (1 - correct):.4g}" for part, share in rest.items())
+
+def only(part, correct=0.2):
+    """data.py's flags for pages of right solutions and one kind of noise."""
+    return " ".join(f"--{p} {correct if p == 'correct' else 1 - correct if p == part else 0:g}" for p in SHARES)
+
+USEFUL = {f"useful {s:g} %": page_mix(s / 100) for s in (3, 10, 50, 100)}  # right solutions; the default has 16 %
+NOISE = {f"{part} only": only(part) for part in ("junk", "prose", "wrong")}
+CORPORA = {  # name: flags of data.py
+    "default": "--web_tokens 8M",
+    "mixed": "--web_tokens 8M --clean_share 0.2",  # 2M of 10M: the reference reads 2M
+    **{name: f"--web_tokens 4M --ref_tokens 50K {flags}" for name, flags in {**USEFUL, **NOISE}.items()},
+    "general": "--web_tokens 4M --ref_tokens 50K --correct 0.02 --wrong 0.01 --prose 0.45 --boilerplate 0.17 --junk 0.35",
+    "other templates": "--web_tokens 50K --ref_templates b",
+    "few": "--web_tokens 50K --ref_templates b --ref_tokens 16K --seed 1",  # about 300 problems of unseen templates
+    "prose": "--web_tokens 600K --ref_tokens 50K --correct 0 --wrong 0 --prose 1 --boilerplate 0 --junk 0",
+}
+NOISE_BUDGETS = {"CLM": (4,), "SLM": (0.5, 1, 2)}
+NOISE_RATIO = {"useful 3 %": 0.05, "useful 50 %": 0.4, "useful 100 %": 0.6}  # else 0.1
+SIZES = {1: {"CLM": (4,), "SLM": (0.5, 1, 2)}, 4: {"CLM": (1.5,), "SLM": (0.25, 0.5, 1)}}  # depth: budgets
+RATIOS = (0.05, 0.1, 0.2, 0.4, 0.7)  # Fig 9, at 1.5M tokens; 1 is CLM
+SELF_RATIOS = (0.2, 0.4, 0.7)  # Tables 3 and 4
+SNAPSHOTS, STUDY_TOKENS = 16, 4  # for Figs 3, 6, 7, 8: runs of 4M tokens with 16 checkpoints
+REF_BUDGETS = (0.5, 1)  # smaller references, whose cost counts
+
+# Changes to train_slm.py, each a few visible lines: (what stands there, what stands there then).
+FORWARD = ("losses = forward(x, y, keep)", "losses = forward(x, y)")  # without `keep`: more losses than the ratio's are differentiated
+PICK, LOSS = "picked = select_topk(score, choose, valid)", "loss = masked_mean(losses, mask)"
+START, STEP = "    # ------------------------------------------------------------------------- evaluation", "            optimizer.step()\n"
+VARIANTS = {
+    "positive excess": [FORWARD, (PICK, "picked = score > 0")],
+    "annealed ratio": [FORWARD, (PICK, "picked = select_topk(score, max(choose, 1 - 2 * (1 - choose) * step / steps), valid)")],
+    "80 % of the excess": [FORWARD, (PICK, "mass = score.clamp(min=0).flatten().sort(descending=True).values\n"
+                                           "                    picked = score >= mass[(mass.cumsum(0) < 0.8 * mass.sum()).sum()]")],
+    "windows, then tokens": [(PICK, "score = score.masked_fill((score.mean(1) < score.mean(1).median())[:, None], -torch.inf)\n"
+                                    "                    picked = select_topk(score, choose, valid)")],
+    "soft weights": [FORWARD, (LOSS, "loss = (losses * score.clamp(min=0)).sum() / score.clamp(min=0).sum()")],
+    "student's average": [(START, "    ref_model.load_state_dict(model.state_dict())  # the reference: the average of the student's weights\n" + START),
+                          (STEP, STEP + "            with torch.no_grad():\n"
+                                        "                for q, p in zip(ref_model.parameters(), model.parameters()): q.lerp_(p, 0.01)\n")],
+    "refreshed reference": [(START, "    clean, ref_optimizer = Windows(args.target, args.block_size, args.seed + 1), make_optimizer(ref_model, args.lr / 4, args.weight_decay)\n" + START),
+                            (STEP, STEP + "            if step % 4 == 0:  # the reference learns on\n"
+                                          "                ref_model(*clean.batch(step // 4, windows)).mean().backward()\n"
+                                          "                ref_optimizer.step()\n                ref_optimizer.zero_grad()\n")],
+    "a fifth general loss": [FORWARD, (LOSS, "loss = 0.8 * masked_mean(losses, mask) + 0.2 * losses.mean()")],
+}
+OPEN = [name for name in VARIANTS if name != "a fifth general loss"]
+OPEN_TOKENS = 1
+
+# ============================================================================= a run, and the one who runs it
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One command: a script of ours with its flags, the folder it writes, and the runs whose files it reads."""
+    name: str  # its folder under the work folder
+    script: str
+    flags: str
+    needs: tuple = ()
+    tokens: float = 0.0  # millions, for the estimate
+    depth: int = DEPTH
+
+def slug(name):
+    return name.replace(" %", "").replace(" + ", "_").replace(",", "").replace("'", "").replace(" ", "_")
+
+class Lab:
+    """Makes the runs of the table at one scale, keeps their records, and runs what is missing."""
+    def __init__(self, args):
+        self.args, self.seeds = args, range(args.seeds)
+        self.work = Path("out/paper_quick" if args.quick else "out/paper" if args.device == "cpu" else f"out/paper_{args.device}")
+        self.results = Path(args.results or (ROOT / "extras" / "results" if args.device == "cpu" and not args.quick and args.depth == DEPTH else self.work / "results"))
+        self.results.mkdir(parents=True, exist_ok=True)
+        self.records, self.file = {}, self.results / "runs.jsonl"
+        if self.file.exists():
+            self.records = {r["name"]: r for r in map(json.loads, self.file.read_text().splitlines())}
+        self.grid = GRID[1:3] if args.quick else GRID
+
+    # ------------------------------------------------------------------------- making runs
+    def count(self, millions):
+        return max(40 * 256, round(millions * 1e4)) if self.args.quick else round(millions * 1e6 * self.args.scale)
+
+    def common(self, depth):
+        shape = "--block_size 64 --batch_tokens 256 --micro_batch 4 --warmup 4 --eval_interval 500 --problems 16 --eval_windows 16" if self.args.quick else COMMON
+        return f"--depth {1 if self.args.quick else depth * self.args.depth // DEPTH} {shape} --device {self.args.device}"
+
+    def corpus(self, name):
+        flags = CORPORA[name]
+        if self.args.quick:
+            flags += " --web_tokens 60K --ref_tokens 20K"
+        return Run(f"corpus/{slug(name)}", "data.py", flags, tokens=0.3)
+
+    def path(self, run): return f"{self.work}/{run.name}"
+
+    def reference(self, seed, depth=DEPTH, corpus="default", part="ref", tokens=REF_TOKENS, init=None, lr=REF_LR, name="ref"):
+        """train_ref.py on one part, ref or web, of a corpus; from the checkpoint of `init`, or from scratch."""
+        c, target = self.corpus(corpus), self.corpus("default")
+        flags = f"--data {self.path(c)}/{part} --target {self.path(target)}/ref {self.common(depth)} --lr {lr:g} --tokens {self.count(tokens)} --seed {seed}"
+        flags += f" --init_from {self.path(init)}" if init else ""
+        full = f"{name}/{c.name[7:]}-{part}-d{depth}-{tokens:g}M-s{seed}"
+        return Run(full, "train_ref.py", flags, (c, target, *([init] if init else [])), tokens, depth)
+
+    def scores(self, ref, entropy=False):
+        """score.py: the reference's losses of the default corpus, so that students side by side find them."""
+        c = self.corpus("default")
+        return Run(f"{ref.name}/scores/ckpt-web", "score.py", f"--ref {self.path(ref)} --data {self.path(c)}/web --device {self.args.device}" + " --entropy" * entropy, (ref, c), 8 / 3.5, ref.depth)
+
+    def student(self, arm, tokens, seed, corpus=None, depth=DEPTH, lr=None, ref=None, init=None, flags=None, label=None, variant=None, entropy=False, group="main"):
+        """train_slm.py: an arm at one budget with its own full schedule, at the arm's best rate unless one is given; variant: one of VARIANTS."""
+        corpus = corpus or ("mixed" if arm == "CLM + clean" else "default")
+        label, lr, flags = label or variant or arm, lr or self.best(arm), ARMS[arm] if flags is None else flags
+        if label in ("CLM", "SLM") and group == "main" and corpus == "default" and depth == DEPTH and tokens == STUDY_TOKENS:
+            flags += f" --snapshots {SNAPSHOTS}" + (" --log_selection 0.1" if arm == "CLM" else "")
+        c, target, needs, words = self.corpus(corpus), self.corpus("default"), [], flags.split()
+        score = words[words.index("--score") + 1] if "--score" in words else "excess"
+        if score not in NO_REFERENCE and ("--log_selection" in words or words[words.index("--ratio") + 1] != "1"):
+            ref = ref or self.reference(seed, depth)
+            online = corpus != "default" or variant in ("student's average", "refreshed reference")  # a file of scores is named by the corpus's folder, web
+            needs = [ref] if online else [ref, self.scores(ref, entropy)]
+            flags += f" --ref {self.path(ref)}" + " --online" * online
+        if init:
+            needs, flags = [*needs, init], flags + f" --init_from {self.path(init)}"
+        flags += f" --data {self.path(c)}/web --target {self.path(target)}/ref {self.common(depth)} --lr {lr:g} --tokens {self.count(tokens)} --seed {seed}"
+        script = f"{self.work}/variants/{slug(variant)}.py" if variant else "train_slm.py"
+        return Run(f"{group}/{c.name[7:]}/{slug(label)}-d{depth}-{tokens:g}M-lr{lr:g}-s{seed}", script, flags, (c, target, *needs), tokens, depth)
+
+    def tuning(self, arm):
+        """The runs among which the best rate of an arm is chosen, by rate: seed 0, the whole grid."""
+        return {lr: self.student(arm, TUNE_AT[arm], 0, lr=lr) for lr in self.grid}
+
+    def best(self, arm):
+        return self.choose(self.tuning(arm if arm in TUNE_AT else "SLM"))
+
+    def choose(self, runs):
+        """The best rate of {rate: run} (NEAR says what that is); the second of the grid while it is not known."""
+        done = [(self.records[r.name], lr) for lr, r in runs.items() if r.name in self.records]
+        if len(done) < len(runs):
+            return self.grid[1]
+        top = max(r["accuracy"] for r, _ in done)
+        return min((r["val_ref"], lr) for r, lr in done if r["accuracy"] >= top - NEAR)[1]
+
+    # ------------------------------------------------------------------------- running them
+    def command(self, run):
+        where = f"--out {self.path(run)}" if run.script != "score.py" else ""
+        threads = f"OMP_NUM_THREADS={self.args.threads} " if self.args.device == "cpu" else ""
+        return f"{threads}{'PYTHONPATH=. ' if 'variants/' in run.script else ''}python {run.script} {run.flags} {where}".strip()
+
+    def done(self, run): return run.name in self.records and self.records[run.name]["command"] == self.command(run)
+
+    def there(self, run):
+        """Whether the files of a finished run are still there (a fresh clone has the records alone)."""
+        return Path(self.path(run)).exists() and (Path(self.path(run)) / ("ckpt.pt" if run.script.startswith("train") or "variants" in run.script else "meta.json" if run.script == "score.py" else "web/meta.json")).exists()
+
+    def missing(self, runs):
+        """What must run for the records of `runs`, in an order in which each follows what it needs."""
+        order = {}
+        def visit(run, files):
+            again = not self.done(run) or (files and not self.there(run))
+            if again and run.name not in order:
+                for need in run.needs:
+                    visit(need, True)
+                order[run.name] = run
+        for run in runs:
+            visit(run, False)
+        return list(order.values())
+
+    def run(self, runs, files=False):
+        """Run what is missing, `jobs` side by side; with files, also what has a record but no checkpoint. Returns the records by run."""
+        todo, running = self.missing(runs), {}
+        if files:
+            todo = list({r.name: r for r in todo + [r for r in runs if not self.there(r)]}.values())
+        if self.args.draw and todo:
+            todo = []
+        total, begin = len(todo), time.time()
+        with concurrent.futures.ThreadPoolExecutor(self.args.jobs) as pool:
+            try:
+                while todo or running:
+                    waiting = {r.name for r in todo} | {r.name for r in running.values()}
+                    for r in [r for r in todo if not any(n.name in waiting for n in r.needs)][:self.args.jobs - len(running)]:
+                        todo.remove(r)
+                        running[pool.submit(self.execute, r)] = r
+                    for f in concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED).done:
+                        r = running.pop(f)
+                        print(f"[{total - len(todo) - len(running)}/{total}, {(time.time() - begin) / 60:.1f} min] {r.name}: {f.result()}", flush=True)
+            except BaseException:
+                for p in self.processes.values():
+                    p.send_signal(signal.SIGINT)
+                raise
+        return {r: self.records[r.name] for r in runs if r.name in self.records}
+
+    processes = {}
+
+    def execute(self, run):
+        """One subprocess. A run that was killed goes on from its last checkpoint. Exits with a sentence if it fails."""
+        if "variants/" in run.script:
+            self.write_variant(run.script)
+        out, argv = Path(self.path(run)), [sys.executable, run.script, *shlex.split(run.flags)]
+        if run.script != "score.py":
+            argv += ["--out", str(out)]
+        unfinished = run.script != "data.py" and (out / "ckpt.pt").exists() and run.name not in self.records
+        if unfinished and run.script != "score.py":
+            argv = [sys.executable, run.script, "--resume", "--out", str(out)]
+            from model import load_checkpoint
+            content = load_checkpoint(out)
+            if content["step"] * content["args"]["batch_tokens"] + content["args"]["batch_tokens"] > content["args"]["tokens"]:
+                unfinished = False  # it ended, but its record was lost
+                argv = None
+        elif run.script != "data.py" or out.exists():
+            argv.append("--overwrite")
+        env = {**os.environ, "PYTHONPATH": "."}
+        if self.args.device == "cpu":
+            env["OMP_NUM_THREADS"] = str(self.args.threads)
+        begin = time.time()
+        if argv:
+            p = subprocess.Popen(argv, cwd=None, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+            self.processes[run.name] = p
+            said = p.communicate()
+            del self.processes[run.name]
+            if p.returncode:
+                sys.exit(f"{self.command(run)} ended with {p.returncode}: {said[1].strip().splitlines()[-1] if said[1].strip() else said[0][-300:]}")
+        record = {"name": run.name, "command": self.command(run), "seconds": round(time.time() - begin, 1), "hardware": hardware(self.args)}
+        if (out / "log.jsonl").exists():
+            rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+            keep = ("tokens", "selected_tokens", "loss", "loss_selected", "loss_unselected", "val_ref", "val_web", "accuracy", "precision", "recall", "share_wrong", "elapsed_s")
+            record |= {k: rows[-1].get(k) for k in keep}
+        if run.script == "data.py":
+            record["kinds"] = json.loads((out / "web" / "meta.json").read_text())["train"]["kinds"]
+        self.records[run.name] = record
+        with open(self.file, "a") as f:
+            f.write(json.dumps(record) + "\n")
+        return f"{record['seconds']:.0f} s" + (f", accuracy {record['accuracy']:.1%}, clean loss {record['val_ref']:.3f}" if record.get("accuracy") is not None else "")
+
+    def write_variant(self, script):
+        """A copy of train_slm.py with a variant's lines in it."""
+        name = next(n for n in VARIANTS if slug(n) == Path(script).stem)
+        Path(script).parent.mkdir(parents=True, exist_ok=True)
+        Path(script).write_text(varied(name))
+
+def varied(name):
+    """The text of train_slm.py with the changes of a variant."""
+    text = (ROOT / "train_slm.py").read_text()
+    for old, new in VARIANTS[name]:
+        assert text.count(old) == 1, f"{name}: {old!r} stands {text.count(old)} times in train_slm.py"
+        text = text.replace(old, new)
+    return text
+
+def hardware(args):
+    """What a run ran on, in words."""
+    if args.device != "cpu":
+        import torch
+        return torch.cuda.get_device_name() if args.device.startswith("cuda") else args.device
+    name = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "") if Path("/proc/cpuinfo").exists() else platform.processor()
+    return f"{os.cpu_count()} cores of {name or platform.machine()}, {args.threads} thread(s) a run, {args.jobs} runs side by side"
+
+# ============================================================================= the experiments: which runs each needs, in stages
+def fig1(lab):
+    yield [run for arm in ARMS for run in lab.tuning(arm).values()]
+    yield [lab.student(arm, t, s) for s in lab.seeds for arm, budgets in BUDGETS.items() for t in budgets] + [lab.reference(s) for s in lab.seeds]
+    yield [lab.student("SLM", t, s, ref=lab.reference(s, tokens=r), label=f"SLM ref {r:g}M") for s in lab.seeds for r in REF_BUDGETS for t in (1, 1.5)]
+
+def noise(lab):
+    yield from fig1(lab)
+    yield [lab.student(arm, t, s, corpus=c, flags=f"--ratio {NOISE_RATIO[c]}" if arm == "SLM" and c in NOISE_RATIO else None)
+           for s in lab.seeds for c in (*USEFUL, *NOISE) for arm, budgets in NOISE_BUDGETS.items() for t in budgets]
+    yield [lab.student(arm, t, s, depth=d) for s in lab.seeds for d, arms in SIZES.items() for arm, budgets in arms.items() for t in budgets]
+
+def study(lab):
+    """The runs with 16 checkpoints, for Figs 3, 6, 7, 8 and the pages."""
+    yield [run for arm in ("CLM", "SLM") for run in lab.tuning(arm).values()]
+    yield [lab.student(arm, STUDY_TOKENS, s) for s in lab.seeds for arm in ("CLM", "SLM")]
+
+def fig9(lab):
+    yield [run for arm in ("CLM", "SLM", "random") for run in lab.tuning(arm).values()]
+    yield [lab.student("CLM", 1.5, s) for s in lab.seeds] + [
+        lab.student(arm, 1.5, s, flags=f"--ratio {r}" + " --score random" * (arm == "random"), label=f"{arm} {r}") for s in lab.seeds for r in RATIOS for arm in ("SLM", "random")]
+
+def tab34(lab):
+    yield [run for arm in ("CLM", "SLM") for run in lab.tuning(arm).values()]
+    refs = {s: lab.reference(s, part="web", name="self") for s in lab.seeds}
+    yield [lab.student("CLM", 2, s) for s in lab.seeds] + [
+        lab.student("SLM", 2, s, ref=refs[s], flags=f"--ratio {r} --score {score}", label=f"self {score} {r}", entropy=True)
+        for s in lab.seeds for score in ("ref_loss", "ref_entropy", "ref_loss+ref_entropy") for r in SELF_RATIOS]
+
+def tab5(lab):
+    yield [run for arm in ("CLM", "SLM") for run in lab.tuning(arm).values()]
+    yield [lab.student("CLM", 1.5, s, depth=4) for s in lab.seeds] + [
+        lab.student("SLM", 1.5, s, depth=4, ref=lab.reference(s, depth=d), label=f"SLM ref depth {d}") for s in lab.seeds for d in (1, 2, 4)]
+    yield [lab.student("SLM", 2, s, ref=lab.reference(s, corpus=c, part=part, tokens=1), label=f"SLM ref {c}")
+           for s in lab.seeds for c, part in (("other templates", "ref"), ("prose", "web"))] + [lab.student(arm, 2, s) for s in lab.seeds for arm in ("CLM", "SLM", "random")]
+
+def continual_start(lab, seed):
+    """(base, reference), both as in the paper: the base reads general text, the reference goes on from it."""
+    base = lab.reference(seed, corpus="general", part="web", tokens=3, name="base", lr=3e-3)
+    return base, lab.reference(seed, tokens=1, init=base, name="ref_ct", lr=3e-3)
+
+def continual_run(lab, arm, seed, lr=None, variant=None):
+    base, ref = continual_start(lab, seed)
+    lr = lr or lab.choose({lr: continual_run(lab, arm, 0, lr) for lr in lab.grid})
+    return lab.student(arm, 1.5, seed, lr=lr, ref=ref, init=base, variant=variant, group="continual")
+
+def continual(lab):
+    yield [continual_run(lab, arm, 0, lr) for arm in ("CLM", "SLM") for lr in lab.grid]
+    yield [continual_run(lab, arm, s) for s in lab.seeds for arm in ("CLM", "SLM")] + [continual_run(lab, "SLM", s, variant="a fifth general loss") for s in lab.seeds]
+
+def fine_tuned(lab, start, seed, lr):
+    """A student, or the reference, or nothing, fine-tuned on some 300 problems of templates that it never saw."""
+    init = {"CLM": lambda: lab.student("CLM", 4, seed), "SLM": lambda: lab.student("SLM", 4, seed), "reference": lambda: lab.reference(seed), "scratch": lambda: None}[start]()
+    few = lab.corpus("few")
+    flags = f"--data {lab.path(few)}/ref --target {lab.path(few)}/ref {lab.common(DEPTH)} --lr {lr:g} --tokens {lab.count(0.2)} --seed {seed}" + (f" --init_from {lab.path(init)}" if init else "")
+    return Run(f"tuned/{start}-lr{lr:g}-s{seed}", "train_ref.py", flags, (few, *([init] if init else [])), 0.2)
+
+STARTS = ("CLM", "SLM", "reference", "scratch")
+
+def tab2(lab):
+    yield from study(lab)
+    yield [fine_tuned(lab, start, s, lr) for start in STARTS for s in lab.seeds for lr in lab.grid]
+
+def open_questions(lab):
+    yield [run for run in lab.tuning("SLM").values()]
+    weak = {s: lab.reference(s, tokens=0.5) for s in lab.seeds}
+    yield [lab.student("SLM", OPEN_TOKENS, s) for s in lab.seeds] + [lab.student("SLM", OPEN_TOKENS, s, ref=weak[s], label="SLM ref 0.5M") for s in lab.seeds] + [
+        lab.student("SLM", OPEN_TOKENS, s, variant=v, ref=weak[s] if v == "refreshed reference" else None) for s in lab.seeds for v in OPEN]
+
+def hurts(lab):
+    yield [run for arm in ("CLM", "SLM", "random", "own loss") for run in lab.tuning(arm).values()]
+    untouched = {}
+    for s in lab.seeds:  # one step at learning rate 0: the initial weights as a checkpoint
+        r = lab.reference(s, tokens=0, lr=0, name="untouched")
+        untouched[s] = dataclasses.replace(r, flags=r.flags.replace(f"--tokens {lab.count(0)}", "--tokens 2048"))
+    yield [lab.student(arm, 2, s) for s in lab.seeds for arm in ("CLM", "SLM", "random", "own loss")] + [
+        lab.student("SLM", 2, s, ref=untouched[s], init=untouched[s], label="SLM ref untouched") for s in lab.seeds] + [
+        lab.student("SLM", 2, s, ref=lab.reference(s, corpus="prose", part="web", tokens=1), label="SLM ref prose") for s in lab.seeds]
+
+EXPERIMENTS = {  # name: (what it shows, its runs in stages)
+    "fig1": ("Fig 1, Table 1: tokens to accuracy", fig1),
+    "fig3": ("Fig 3: four kinds of token by their loss over training", study),
+    "fig6": ("Fig 6: loss of selected and unselected tokens, and on the target", study),
+    "fig7": ("Fig 7: loss against accuracy", study),
+    "fig8": ("Fig 8: perplexity of the tokens selected at five checkpoints", study),
+    "pages": ("Figs 11-14: pages of the corpus, coloured", study),
+    "open": ("what the papers leave open: adaptive ratios, refreshed references, windows then tokens, soft weights", open_questions),
+    "hurts": ("when SLM hurts", hurts),
+    "continual": ("continual pretraining and retention (Fig 5)", continual),
+    "tab2": ("Table 2: fine-tuning afterwards", tab2),
+    "fig9": ("Fig 9: the ratio", fig9),
+    "noise": ("share and kind of noise, and model size", noise),
+    "tab34": ("Tables 3 and 4: self-reference", tab34),
+    "tab5": ("Table 5: weak-to-strong, and references of another domain", tab5),
+}
+SPEED = {1: 0.12, 2: 0.075, 4: 0.022}  # millions of tokens a second, two cores, by depth
+
+def minutes(runs):
+    return sum(run.tokens / SPEED[run.depth] + 2 for run in runs) / 60
+
+def everything(lab, stages):
+    """All runs of an experiment, with what they need, each once."""
+    found = {}
+    def visit(run):
+        for need in run.needs:
+            visit(need)
+        found[run.name] = run
+    for stage in stages:
+        for run in stage:
+            visit(run)
+    return list(found.values())
+
+def show_list(lab):
+    counted = {}
+    for name, (title, plan) in EXPERIMENTS.items():
+        runs = everything(lab, plan(lab))
+        new = {r.name: r for r in runs if r.name not in counted}
+        left = [r for r in new.values() if not lab.done(r)]
+        print(f"{name:10} {title}\n           {len(runs)} runs; {len(new)} that no experiment above has, {minutes(new.values()):.0f} min, of which {minutes(left):.0f} are to be run")
+        arms = sorted({r.name.rsplit("-d", 1)[0] for r in runs if r.script not in ("data.py", "score.py")})
+        print("           " + ", ".join(arms))
+        counted |= new
+    print(f"together {len(counted)} runs, {minutes(counted.values()) / 60:.1f} hours on two cores, {minutes([r for r in counted.values() if not lab.done(r)]) / 60:.1f} of them to be run; {len(list(lab.seeds))} seeds")
+
+@plain_errors()
+def main(argv=None):
+    p = argparse.ArgumentParser(usage="python extras/paper.py NAME ... [options]", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arg = p.add_argument
+    arg("names", nargs="*", metavar="NAME", help=f"all, or some of: {', '.join(EXPERIMENTS)}")
+    arg("--list", action="store_true", help="every experiment, its arms and its cost; runs nothing")
+    arg("--seeds", type=number(1, 100, whole=True), default=3, help="seeds of each arm (default 3)")
+    arg("--quick", action="store_true", help="tiny runs, one seed: the machinery, not the results; in out/paper_quick")
+    arg("--draw", action="store_true", help="run nothing: draw and write from the results that are there")
+    arg("--again", action="store_true", help="forget the results of these experiments and run them anew")
+    arg("--jobs", type=COUNT, default=None, help="runs side by side (default: one a core on a CPU, else 1)")
+    arg("--threads", type=COUNT, default=1, help="threads of a run on a CPU (default 1)")
+    arg("--device", default="cpu", help="cpu (default) or cuda, where results go to out/paper_cuda")
+    arg("--depth", type=COUNT, default=DEPTH, help=f"depth of the students where the table says {DEPTH}; other depths in proportion (default {DEPTH})")
+    arg("--scale", type=number(0.01, 1000), default=1.0, help="factor on all token budgets (default 1)")
+    arg("--results", default=None, metavar="FOLDER", help="where results go (default extras/results; with --quick, another device, depth or scale, a folder under out/)")
+    args = p.parse_args(argv)
+    args.jobs = args.jobs or (os.cpu_count() if args.device == "cpu" else 1)
+    args.seeds = 1 if args.quick else args.seeds
+    names = list(EXPERIMENTS) if "all" in args.names else args.names
+    if unknown := [name for name in names if name not in EXPERIMENTS]:
+        sys.exit(f"There is no experiment {unknown[0]!r}; choose from all, {', '.join(EXPERIMENTS)}.")
+    if not names and not args.list:
+        p.error("name an experiment, or all, or give --list")
+    lab = Lab(args)
+    if args.list:
+        return show_list(lab)
+    if args.again:
+        for name in names:
+            for run in everything(lab, EXPERIMENTS[name][1](lab)):
+                lab.records.pop(run.name, None)
+    for name in names:
+        for stage in EXPERIMENTS[name][1](lab):
+            lab.run(stage)
+    import paper_report
+    paper_report.write(lab, names)
+
+if __name__ == "__main__":
+    main()
