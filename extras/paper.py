@@ -6,8 +6,8 @@
     python extras/paper.py all --draw           no runs: draw and write from the results that are there
 
 Results are in extras/results: runs.jsonl (a line a run: its command and its last log line), measures.json (what was measured on
-checkpoints), the figures; extras/RESULTS.md is written from them. Checkpoints are in out/paper. A result whose command is unchanged is
-not run again, unless with --again. This file is the table of experiments and the runner; paper_report.py draws.
+checkpoints), the figures; extras/RESULTS.md is written from them. Checkpoints are in out/paper. What has a result is not run again, unless
+with --again. This file is the table of experiments and the runner; paper_report.py draws.
 """
 import argparse
 import concurrent.futures
@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "extras")]
 from data import COUNT, SHARES, number
-from model import plain_errors
+from model import load_checkpoint, plain_errors
 from score import NO_REFERENCE
 
 # ============================================================================= the table: everything that was decided beforehand
@@ -113,17 +114,20 @@ class Run:
 def slug(name):
     return name.replace(" %", "").replace(" + ", "_").replace(",", "").replace("'", "").replace(" ", "_")
 
+KEPT = ("tokens", "selected_tokens", "loss", "loss_selected", "loss_unselected", "val_ref", "val_web", "accuracy", "precision", "recall", "share_wrong", "elapsed_s")  # of a run's last log line
+
 class Lab:
     """Makes the runs of the table at one scale, keeps their records, and runs what is missing."""
     def __init__(self, args):
         self.args, self.seeds = args, range(args.seeds)
-        self.work = Path("out/paper_quick" if args.quick else "out/paper" if args.device == "cpu" else f"out/paper_{args.device}")
-        self.results = Path(args.results or (ROOT / "extras" / "results" if args.device == "cpu" and not args.quick and args.depth == DEPTH else self.work / "results"))
+        self.work = Path("out/paper" + "_quick" * args.quick + f"_{args.device}" * (args.device != "cpu") + f"_depth{args.depth}" * (args.depth != DEPTH) + f"_x{args.scale:g}" * (args.scale != 1))
+        self.standard = args.device == "cpu" and not args.quick and args.depth == DEPTH and args.scale == 1
+        self.results = Path("extras/results") if self.standard else self.work / "results"
         self.results.mkdir(parents=True, exist_ok=True)
         self.records, self.file = {}, self.results / "runs.jsonl"
         if self.file.exists():
             self.records = {r["name"]: r for r in map(json.loads, self.file.read_text().splitlines())}
-        self.grid = GRID[1:3] if args.quick else GRID
+        self.grid, self.processes = GRID[1:3] if args.quick else GRID, set()
 
     # ------------------------------------------------------------------------- making runs
     def count(self, millions):
@@ -198,92 +202,76 @@ class Lab:
 
     def there(self, run):
         """Whether the files of a finished run are still there (a fresh clone has the records alone)."""
-        return Path(self.path(run)).exists() and (Path(self.path(run)) / ("ckpt.pt" if run.script.startswith("train") or "variants" in run.script else "meta.json" if run.script == "score.py" else "web/meta.json")).exists()
+        return (Path(self.path(run)) / {"data.py": "web/meta.json", "score.py": "meta.json"}.get(run.script, "ckpt.pt")).exists()
 
-    def missing(self, runs):
-        """What must run for the records of `runs`, in an order in which each follows what it needs."""
+    def missing(self, runs, files=False):
+        """What must run for the records of `runs` (with files, for their checkpoints too), each after what it needs."""
         order = {}
         def visit(run, files):
-            again = not self.done(run) or (files and not self.there(run))
-            if again and run.name not in order:
+            if run.name not in order and (not self.done(run) or (files and not self.there(run))):
                 for need in run.needs:
                     visit(need, True)
                 order[run.name] = run
         for run in runs:
-            visit(run, False)
+            visit(run, files)
         return list(order.values())
 
     def run(self, runs, files=False):
-        """Run what is missing, `jobs` side by side; with files, also what has a record but no checkpoint. Returns the records by run."""
-        todo, running = self.missing(runs), {}
-        if files:
-            todo = list({r.name: r for r in todo + [r for r in runs if not self.there(r)]}.values())
-        if self.args.draw and todo:
-            todo = []
-        total, begin = len(todo), time.time()
+        """Run what is missing, `jobs` side by side. Exits with a sentence when a run fails; the others stop and have saved."""
+        todo, running, begin = [] if self.args.draw else self.missing(runs, files), {}, time.time()
+        total = len(todo)
         with concurrent.futures.ThreadPoolExecutor(self.args.jobs) as pool:
             try:
                 while todo or running:
-                    waiting = {r.name for r in todo} | {r.name for r in running.values()}
+                    waiting = {r.name for r in [*todo, *running.values()]}
                     for r in [r for r in todo if not any(n.name in waiting for n in r.needs)][:self.args.jobs - len(running)]:
                         todo.remove(r)
                         running[pool.submit(self.execute, r)] = r
                     for f in concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED).done:
                         r = running.pop(f)
-                        print(f"[{total - len(todo) - len(running)}/{total}, {(time.time() - begin) / 60:.1f} min] {r.name}: {f.result()}", flush=True)
+                        said = f.result()
+                        print(f"[{total - len(todo) - len(running)}/{total}, {(time.time() - begin) / 60:.1f} min] {r.name}: {said}", flush=True)
             except BaseException:
-                for p in self.processes.values():
-                    p.send_signal(signal.SIGINT)
+                for p in list(self.processes):
+                    p.send_signal(signal.SIGINT)  # each saves and stops
                 raise
-        return {r: self.records[r.name] for r in runs if r.name in self.records}
-
-    processes = {}
 
     def execute(self, run):
-        """One subprocess. A run that was killed goes on from its last checkpoint. Exits with a sentence if it fails."""
+        """One command, as a process. What a killed run left is continued if the command was the same. Returns a few words on the result."""
         if "variants/" in run.script:
-            self.write_variant(run.script)
-        out, argv = Path(self.path(run)), [sys.executable, run.script, *shlex.split(run.flags)]
-        if run.script != "score.py":
-            argv += ["--out", str(out)]
-        unfinished = run.script != "data.py" and (out / "ckpt.pt").exists() and run.name not in self.records
-        if unfinished and run.script != "score.py":
-            argv = [sys.executable, run.script, "--resume", "--out", str(out)]
-            from model import load_checkpoint
-            content = load_checkpoint(out)
-            if content["step"] * content["args"]["batch_tokens"] + content["args"]["batch_tokens"] > content["args"]["tokens"]:
-                unfinished = False  # it ended, but its record was lost
-                argv = None
-        elif run.script != "data.py" or out.exists():
-            argv.append("--overwrite")
-        env = {**os.environ, "PYTHONPATH": "."}
-        if self.args.device == "cpu":
-            env["OMP_NUM_THREADS"] = str(self.args.threads)
-        begin = time.time()
+            Path(run.script).parent.mkdir(parents=True, exist_ok=True)
+            Path(run.script).write_text(varied(next(name for name in VARIANTS if slug(name) == Path(run.script).stem)))
+        out, command, begin = Path(self.path(run)), self.command(run), time.time()
+        argv, trains = [sys.executable, run.script, *shlex.split(run.flags)], run.script not in ("data.py", "score.py")
+        note = out / "command.txt"
+        if trains and note.exists() and note.read_text() == command and (out / "ckpt.pt").exists():
+            ckpt = load_checkpoint(out)
+            ended = ckpt["step"] >= ckpt["args"]["tokens"] // ckpt["args"]["batch_tokens"]
+            argv = None if ended else [sys.executable, run.script, "--resume", "--out", str(out)]
+        else:
+            argv += ["--out", str(out)] * (run.script != "score.py") + ["--overwrite"] * (run.script != "data.py" or out.exists())
+            if trains:
+                out.mkdir(parents=True, exist_ok=True)
+                note.write_text(command)
         if argv:
-            p = subprocess.Popen(argv, cwd=None, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-            self.processes[run.name] = p
-            said = p.communicate()
-            del self.processes[run.name]
+            threads = {"OMP_NUM_THREADS": str(self.args.threads)} if self.args.device == "cpu" else {}
+            p = subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": ".", **threads}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+            self.processes.add(p)
+            said = "".join(p.communicate())
+            self.processes.discard(p)
             if p.returncode:
-                sys.exit(f"{self.command(run)} ended with {p.returncode}: {said[1].strip().splitlines()[-1] if said[1].strip() else said[0][-300:]}")
-        record = {"name": run.name, "command": self.command(run), "seconds": round(time.time() - begin, 1), "hardware": hardware(self.args)}
-        if (out / "log.jsonl").exists():
-            rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-            keep = ("tokens", "selected_tokens", "loss", "loss_selected", "loss_unselected", "val_ref", "val_web", "accuracy", "precision", "recall", "share_wrong", "elapsed_s")
-            record |= {k: rows[-1].get(k) for k in keep}
-        if run.script == "data.py":
+                sys.exit(f"{command} ended with {p.returncode}: {said.strip().splitlines()[-1] if said.strip() else 'without a word'}")
+        record = {"name": run.name, "command": command, "seconds": round(time.time() - begin, 1), "hardware": hardware(self.args)}
+        if trains:
+            last = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
+            record |= {k: last[k] for k in KEPT if last.get(k) is not None}
+            record["seconds"] = max(record["seconds"], round(last["elapsed_s"], 1))  # with what it took before it was stopped
+        elif run.script == "data.py":
             record["kinds"] = json.loads((out / "web" / "meta.json").read_text())["train"]["kinds"]
         self.records[run.name] = record
         with open(self.file, "a") as f:
             f.write(json.dumps(record) + "\n")
-        return f"{record['seconds']:.0f} s" + (f", accuracy {record['accuracy']:.1%}, clean loss {record['val_ref']:.3f}" if record.get("accuracy") is not None else "")
-
-    def write_variant(self, script):
-        """A copy of train_slm.py with a variant's lines in it."""
-        name = next(n for n in VARIANTS if slug(n) == Path(script).stem)
-        Path(script).parent.mkdir(parents=True, exist_ok=True)
-        Path(script).write_text(varied(name))
+        return f"{record['seconds']:.0f} s" + (f", accuracy {record['accuracy']:.1%}, clean loss {record['val_ref']:.3f}" if "accuracy" in record else "")
 
 def varied(name):
     """The text of train_slm.py with the changes of a variant."""
@@ -317,6 +305,10 @@ def study(lab):
     """The runs with 16 checkpoints, for Figs 3, 6, 7, 8 and the pages."""
     yield [run for arm in ("CLM", "SLM") for run in lab.tuning(arm).values()]
     yield [lab.student(arm, STUDY_TOKENS, s) for s in lab.seeds for arm in ("CLM", "SLM")]
+
+def pages(lab):
+    yield from study(lab)
+    yield [untouched(lab, 0)]
 
 def fig9(lab):
     yield [run for arm in ("CLM", "SLM", "random") for run in lab.tuning(arm).values()]
@@ -370,14 +362,15 @@ def open_questions(lab):
     yield [lab.student("SLM", OPEN_TOKENS, s) for s in lab.seeds] + [lab.student("SLM", OPEN_TOKENS, s, ref=weak[s], label="SLM ref 0.5M") for s in lab.seeds] + [
         lab.student("SLM", OPEN_TOKENS, s, variant=v, ref=weak[s] if v == "refreshed reference" else None) for s in lab.seeds for v in OPEN]
 
+def untouched(lab, seed):
+    """The student's initial weights as a checkpoint: one step at learning rate 0."""
+    run = lab.reference(seed, tokens=0, lr=0, name="untouched")
+    return dataclasses.replace(run, flags=run.flags.replace(f"--tokens {lab.count(0)}", "--tokens 2048"))
+
 def hurts(lab):
     yield [run for arm in ("CLM", "SLM", "random", "own loss") for run in lab.tuning(arm).values()]
-    untouched = {}
-    for s in lab.seeds:  # one step at learning rate 0: the initial weights as a checkpoint
-        r = lab.reference(s, tokens=0, lr=0, name="untouched")
-        untouched[s] = dataclasses.replace(r, flags=r.flags.replace(f"--tokens {lab.count(0)}", "--tokens 2048"))
     yield [lab.student(arm, 2, s) for s in lab.seeds for arm in ("CLM", "SLM", "random", "own loss")] + [
-        lab.student("SLM", 2, s, ref=untouched[s], init=untouched[s], label="SLM ref untouched") for s in lab.seeds] + [
+        lab.student("SLM", 2, s, ref=untouched(lab, s), init=untouched(lab, s), label="SLM ref untouched") for s in lab.seeds] + [
         lab.student("SLM", 2, s, ref=lab.reference(s, corpus="prose", part="web", tokens=1), label="SLM ref prose") for s in lab.seeds]
 
 EXPERIMENTS = {  # name: (what it shows, its runs in stages)
@@ -386,7 +379,7 @@ EXPERIMENTS = {  # name: (what it shows, its runs in stages)
     "fig6": ("Fig 6: loss of selected and unselected tokens, and on the target", study),
     "fig7": ("Fig 7: loss against accuracy", study),
     "fig8": ("Fig 8: perplexity of the tokens selected at five checkpoints", study),
-    "pages": ("Figs 11-14: pages of the corpus, coloured", study),
+    "pages": ("Figs 11-14: pages of the corpus, coloured", pages),
     "open": ("what the papers leave open: adaptive ratios, refreshed references, windows then tokens, soft weights", open_questions),
     "hurts": ("when SLM hurts", hurts),
     "continual": ("continual pretraining and retention (Fig 5)", continual),
@@ -437,10 +430,9 @@ def main(argv=None):
     arg("--again", action="store_true", help="forget the results of these experiments and run them anew")
     arg("--jobs", type=COUNT, default=None, help="runs side by side (default: one a core on a CPU, else 1)")
     arg("--threads", type=COUNT, default=1, help="threads of a run on a CPU (default 1)")
-    arg("--device", default="cpu", help="cpu (default) or cuda, where results go to out/paper_cuda")
+    arg("--device", default="cpu", help="cpu (default) or cuda; results of another device, depth or scale go to a folder of their own under out/")
     arg("--depth", type=COUNT, default=DEPTH, help=f"depth of the students where the table says {DEPTH}; other depths in proportion (default {DEPTH})")
     arg("--scale", type=number(0.01, 1000), default=1.0, help="factor on all token budgets (default 1)")
-    arg("--results", default=None, metavar="FOLDER", help="where results go (default extras/results; with --quick, another device, depth or scale, a folder under out/)")
     args = p.parse_args(argv)
     args.jobs = args.jobs or (os.cpu_count() if args.device == "cpu" else 1)
     args.seeds = 1 if args.quick else args.seeds
@@ -453,9 +445,10 @@ def main(argv=None):
     if args.list:
         return show_list(lab)
     if args.again:
-        for name in names:
-            for run in everything(lab, EXPERIMENTS[name][1](lab)):
-                lab.records.pop(run.name, None)
+        for run in [run for name in names for run in everything(lab, EXPERIMENTS[name][1](lab))]:
+            lab.records.pop(run.name, None)
+            shutil.rmtree(lab.path(run), ignore_errors=True)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     for name in names:
         for stage in EXPERIMENTS[name][1](lab):
             lab.run(stage)
@@ -463,4 +456,5 @@ def main(argv=None):
     paper_report.write(lab, names)
 
 if __name__ == "__main__":
+    os.chdir(ROOT)  # the commands are printed as they are typed there
     main()
