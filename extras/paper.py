@@ -12,6 +12,7 @@ with --again. This file is the table of experiments and the runner; paper_report
 import argparse
 import concurrent.futures
 import dataclasses
+import importlib.util
 import json
 import os
 import platform
@@ -33,7 +34,7 @@ from score import NO_REFERENCE
 # A trial on seed 0 chose the size, the batch and the ratio 0.1: depth 2 learns the task and has little to spare.
 DEPTH = 2
 COMMON = "--batch_tokens 2048 --micro_batch 16 --warmup 100 --eval_interval 500"
-GRID = (1.5e-3, 3e-3, 6e-3, 1.2e-2)  # learning rates, for every arm
+GRID = (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2)  # learning rates, for every arm
 REF_LR, REF_TOKENS = 6e-3, 2.0  # millions, as all token counts below
 NEAR = 0.02  # of the rates whose accuracy is within this of the best (512 problems: one standard error is 0.02), the one with the lowest clean loss
 
@@ -444,6 +445,8 @@ def main(argv=None):
     lab = Lab(args)
     if args.list:
         return show_list(lab)
+    if not importlib.util.find_spec("matplotlib"):
+        sys.exit("The figures need matplotlib: pip install matplotlib")
     if args.again:
         for run in [run for name in names for run in everything(lab, EXPERIMENTS[name][1](lab))]:
             lab.records.pop(run.name, None)
