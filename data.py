@@ -6,7 +6,7 @@
 
 A corpus is a folder: train.bin and val.bin (uint16 or uint32 tokens, documents ending with end-of-text), meta.json, where the
 truth is known train.kind.bin and val.kind.bin (uint8 a token), and, to measure accuracy, problems.jsonl (prompt, answer)."""
-import argparse, base64, contextlib, gzip, hashlib, json, math, os, random, shutil, string, sys, time
+import argparse, base64, contextlib, hashlib, json, math, os, random, shutil, string, sys, time
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 import torch
-from tqdm import tqdm
 
 KINDS = ("math", "wrong", "prose", "boilerplate", "junk")
 REF, WEB = "corpus/ref", "corpus/web"  # where the embedded corpus is made
@@ -50,9 +49,10 @@ def tokenizer_of(identity, where):
     return enc
 
 # ----------------------------------------------------------------------------- corpora on disk
-def write_corpus(out, documents, tokenizer, vocab_size, made_by, problems=()):
+def write_corpus(out, documents, tokenizer, vocab_size, made_by, problems=(), end=None):
     """Write a corpus folder, whole or not at all, from a stream of documents (split 'train' or 'val', tokens, for each an index into
-    KINDS or None in all); made_by is kept for the reader. Returns what is in meta.json."""
+    KINDS or None in all); made_by is kept for the reader. Documents are counted by the token `end`, if they are not one each. Returns what
+    is in meta.json."""
     out, part, dtype = Path(out), Path(f"{out}.{os.getpid()}.part"), np.dtype("uint16" if vocab_size <= 2**16 else "uint32")
     meta = {split: {"tokens": 0, "documents": 0, "kinds": Counter(), "sha256": hashlib.sha256()} for split in ("train", "val")}
     shutil.rmtree(part, ignore_errors=True)
@@ -64,7 +64,8 @@ def write_corpus(out, documents, tokenizer, vocab_size, made_by, problems=()):
                 m, raw = meta[split], np.asarray(tokens, dtype=dtype).tobytes()
                 open_file(f"{split}.bin").write(raw)
                 m["sha256"].update(raw)
-                m["tokens"], m["documents"] = m["tokens"] + len(tokens), m["documents"] + 1
+                m["tokens"] += len(tokens)
+                m["documents"] += 1 if end is None else int(np.count_nonzero(tokens == end))
                 if kinds is not None:
                     open_file(f"{split}.kind.bin").write(bytes(kinds))
                     m["kinds"].update(kinds)
@@ -134,44 +135,7 @@ def ensure(path):
         time.sleep(0.1) if int(os.environ.get("LOCAL_RANK", 0)) else main([])  # of several processes the first makes it
     return path
 
-# ----------------------------------------------------------------------------- your own text
-def texts(path, templates):
-    """Yield (text, whether its document ends here) of a .txt file (one document, in pieces of about 16 kB) or a .jsonl file (a row
-    becomes the first template whose fields it has), plain or .gz, in flat memory. Exits with a sentence if the file is unfit."""
-    path, n = Path(path), 0
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as f:
-            piece = [] if ".jsonl" in path.suffixes else f.readlines(2**14)
-            while piece:
-                following = f.readlines(2**14)
-                yield "".join(piece), not following
-                piece = following
-            for n, line in enumerate(filter(str.strip, f), 1):
-                row = json.loads(line)
-                fits = [t for t in templates if all(type(row.get(k)) in (str, int, float) for _, k, *_ in string.Formatter().parse(t) if k)]
-                if not fits:
-                    raise ValueError(f"it has the fields {', '.join(row)}: name them with --field or --template")
-                yield fits[0].format(**row), True
-    except (OSError, EOFError, ValueError, AttributeError, LookupError, RecursionError) as e:  # absent, cut, not UTF-8, not JSON, another template
-        sys.exit(f"{path} cannot be read as UTF-8 text{f', row {n}' * (n > 0)}: {e}.")
-
-def own_documents(files, val_files, val_share, templates, enc, seed):
-    """Documents of several files for write_corpus, scattered through one another at random; each file keeps its own order."""
-    counts = {f: sum(1 for _ in texts(f, templates)) for f in [*files, *val_files]}  # finds every fault before a byte is written
-    if not all(counts.values()):
-        sys.exit(f"{min(counts, key=counts.get)} is empty; give a file with text in it.")
-    period = math.inf if val_files else min(sum(counts[f] for f in files), round(1 / val_share))  # every period-th text is held out
-    with tqdm(total=sum(counts.values()), desc="tokenizing", unit=" texts", unit_scale=True, mininterval=1) as bar:
-        for split, group in (("train", files), ("val", val_files)):
-            rng, streams, left, n = random.Random(seed), [texts(f, templates) for f in group], [counts[f] for f in group], 0
-            while any(left):
-                source, ends = rng.choices(range(len(group)), weights=left)[0], False
-                while not ends:  # a document is not torn apart
-                    text, ends = next(streams[source])
-                    left[source], n = left[source] - 1, n + 1
-                    yield "val" if n % period == 0 else split, enc.encode_ordinary(text) + [enc.eot_token] * ends, None
-                    bar.update()
-
+# ----------------------------------------------------------------------------- token ids from elsewhere
 def id_documents(files, val_share, vocab_size):
     """Arrays of token ids (.npy, one dimension) for write_corpus; the last val_share of each is held out."""
     for f in files:
@@ -297,7 +261,7 @@ def main(argv=None):
     arg = p.add_argument
     arg("--out", default="corpus", help="folder to write; for the embedded corpus, its ref/ and web/ (default corpus)")
     arg("--overwrite", action="store_true", help="replace a corpus that is already there")
-    arg("--text", nargs="+", default=[], metavar="FILE", help=".txt or .jsonl files, plain or .gz, scattered through one another")
+    arg("--text", nargs="+", default=[], metavar="FILE", help=".txt, .jsonl (plain or .gz) or .parquet files, folders of them or globs, scattered through one another")
     arg("--val", nargs="+", default=[], metavar="FILE", help="files to hold out (default: --val_share of the text)")
     arg("--val_share", type=number(1e-9, 0.5), default=0.01, help="share of the texts, or of each array, that is held out (default 0.01)")
     arg("--field", default="text", help="the field of a .jsonl row that is its text (default text)")
@@ -326,8 +290,9 @@ def main(argv=None):
     for folder in folders if args.overwrite else [folder for folder in folders if folder not in there]:
         problems = {}  # held out, by their prompts
         if args.text:
-            templates = [*(t.replace("\\n", "\n") for t in args.template), "{%s}" % args.field]
-            documents = own_documents(args.text, args.val, args.val_share, templates, enc, args.seed)
+            sys.path.append(str(Path(__file__).with_name("extras")))
+            import text_corpus  # on every core, and a stopped command goes on
+            meta = text_corpus.make(args)
         elif args.ids:
             documents = id_documents(args.ids, args.val_share, size)
         elif folder.endswith("ref"):
@@ -338,7 +303,8 @@ def main(argv=None):
                 problems[prompt] = {"prompt": prompt, "answer": str(answer)}
         else:
             documents = embedded_documents(enc, args.seed, args.web_tokens, TEMPLATE_SETS[args.web_templates], shares, args.clean_share)
-        meta = write_corpus(folder, documents, identity, size, vars(args), problems.values())
+        if not args.text:
+            meta = write_corpus(folder, documents, identity, size, vars(args), problems.values())
         kinds = [f"{k} {n / meta['train']['tokens']:.0%}" for k, n in meta["train"]["kinds"].items()]
         print(", ".join([f"{folder}: {meta['train']['tokens']:,} training and {meta['val']['tokens']:,} held-out tokens", f"vocabulary {size:,}", *kinds]), flush=True)
 
