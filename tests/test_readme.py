@@ -37,8 +37,8 @@ def folder(corpus, tmp_path, monkeypatch):
             "text": [{"text": f"Page {i}. " + "Some words of a page. " * 20} for i in range(100)]}
     for name in set(re.findall(r"[\w.]+\.jsonl(?:\.gz)?", README)):
         kind = "text" if "web" in name else "question"
-        with (gzip.open if name.endswith(".gz") else open)(tmp_path / name, "wt") as f:
-            f.writelines(json.dumps(row) + "\n" for row in rows[kind])
+        with (gzip.open if name.endswith(".gz") else open)(tmp_path / name, "wt") as f:  # no two files with a row in common, for equal documents are left out
+            f.writelines(json.dumps({key: f"{name} {value}" if key != "answer" else value for key, value in row.items()}) + "\n" for row in rows[kind])
     (tmp_path / "notes.txt").write_text("A line of notes.\n" * 200)
     monkeypatch.chdir(tmp_path)
     return tmp_path
