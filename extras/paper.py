@@ -16,6 +16,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import signal
@@ -24,7 +25,7 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT, STARTED_IN = Path(__file__).resolve().parents[1], Path.cwd()
 sys.path[:0] = [str(ROOT), str(ROOT / "extras")]
 from data import COUNT, SHARES, number
 from model import load_checkpoint, plain_errors
@@ -77,6 +78,11 @@ SELF_RATIOS = (0.2, 0.4, 0.7)  # Tables 3 and 4
 SNAPSHOTS, STUDY_TOKENS = 16, 4  # for Figs 3, 6, 7, 8: runs of 4M tokens with 16 checkpoints
 REF_BUDGETS = (0.5, 1)  # smaller references, whose cost counts
 
+# Real text (extras/real_text.py), from scratch and from a pretrained model; a fifth of the noisy corpus is worked problems.
+REAL_ARMS = {"CLM": "--ratio 1", "SLM": "--ratio 0.2", "random": "--ratio 0.2 --score random"}
+REAL = {"scratch": {"flags": "--depth 3 --block_size 256 --batch_tokens 2048 --micro_batch 8 --warmup 100 --eval_interval 500", "depth": 3, "grid": (1.5e-3, 3e-3, 6e-3, 1.2e-2), "tune_at": 1,
+                    "ref": (2, 3e-3), "budgets": {"CLM": (1, 2, 4), "SLM": (0.5, 1, 2, 4), "random": (2, 4)}}}
+
 # Changes to train_slm.py, each a few visible lines: (what stands there, what stands there then).
 FORWARD = ("losses = forward(x, y, keep)", "losses = forward(x, y)")  # without `keep`: more losses than the ratio's are differentiated
 PICK, LOSS = "picked = select_topk(score, choose, valid)", "loss = masked_mean(losses, mask)"
@@ -111,6 +117,7 @@ class Run:
     needs: tuple = ()
     tokens: float = 0.0  # millions, for the estimate
     depth: int = DEPTH
+    proof: str = "ckpt.pt"  # the file in its folder that shows that it has ended
 
 def slug(name):
     return name.replace(" %", "").replace(" + ", "_").replace(",", "").replace("'", "").replace(" ", "_")
@@ -142,7 +149,7 @@ class Lab:
         flags = CORPORA[name]
         if self.args.quick:
             flags += " --web_tokens 60K --ref_tokens 20K"
-        return Run(f"corpus/{slug(name)}", "data.py", flags, tokens=0.3)
+        return Run(f"corpus/{slug(name)}", "data.py", flags, tokens=0.3, proof="web/meta.json")
 
     def path(self, run): return f"{self.work}/{run.name}"
 
@@ -157,7 +164,7 @@ class Lab:
     def scores(self, ref, entropy=False):
         """score.py: the reference's losses of the default corpus, so that students side by side find them."""
         c = self.corpus("default")
-        return Run(f"{ref.name}/scores/ckpt-web", "score.py", f"--ref {self.path(ref)} --data {self.path(c)}/web --device {self.args.device}" + " --entropy" * entropy, (ref, c), 8 / 3.5, ref.depth)
+        return Run(f"{ref.name}/scores/ckpt-web", "score.py", f"--ref {self.path(ref)} --data {self.path(c)}/web --device {self.args.device}" + " --entropy" * entropy, (ref, c), 8 / 3.5, ref.depth, "meta.json")
 
     def student(self, arm, tokens, seed, corpus=None, depth=DEPTH, lr=None, ref=None, init=None, flags=None, label=None, variant=None, entropy=False, group="main"):
         """train_slm.py: an arm at one budget with its own full schedule, at the arm's best rate unless one is given; variant: one of VARIANTS."""
@@ -185,11 +192,13 @@ class Lab:
     def best(self, arm):
         return self.choose(self.tuning(arm if arm in TUNE_AT else "SLM"))
 
-    def choose(self, runs):
-        """The best rate of {rate: run} (NEAR says what that is); the second of the grid while it is not known."""
+    def choose(self, runs, by="accuracy"):
+        """The best rate of {rate: run}: by accuracy (NEAR says how) or by the lowest loss; the second of the grid while it is not known."""
         done = [(self.records[r.name], lr) for lr, r in runs.items() if r.name in self.records]
         if len(done) < len(runs):
-            return self.grid[1]
+            return list(runs)[1]
+        if by != "accuracy":
+            return min((r[by], lr) for r, lr in done)[1]
         top = max(r["accuracy"] for r, _ in done)
         return min((r["val_ref"], lr) for r, lr in done if r["accuracy"] >= top - NEAR)[1]
 
@@ -203,7 +212,7 @@ class Lab:
 
     def there(self, run):
         """Whether the files of a finished run are still there (a fresh clone has the records alone)."""
-        return (Path(self.path(run)) / {"data.py": "web/meta.json", "score.py": "meta.json"}.get(run.script, "ckpt.pt")).exists()
+        return (Path(self.path(run)) / run.proof).exists()
 
     def missing(self, runs, files=False):
         """What must run for the records of `runs` (with files, for their checkpoints too), each after what it needs."""
@@ -243,14 +252,14 @@ class Lab:
             Path(run.script).parent.mkdir(parents=True, exist_ok=True)
             Path(run.script).write_text(varied(next(name for name in VARIANTS if slug(name) == Path(run.script).stem)))
         out, command, begin = Path(self.path(run)), self.command(run), time.time()
-        argv, trains = [sys.executable, run.script, *shlex.split(run.flags)], run.script not in ("data.py", "score.py")
+        argv, trains = [sys.executable, run.script, *shlex.split(run.flags)], run.proof == "ckpt.pt"
         note = out / "command.txt"
         if trains and note.exists() and note.read_text() == command and (out / "ckpt.pt").exists():
             ckpt = load_checkpoint(out)
             ended = ckpt["step"] >= ckpt["args"]["tokens"] // ckpt["args"]["batch_tokens"]
             argv = None if ended else [sys.executable, run.script, "--resume", "--out", str(out)]
         else:
-            argv += ["--out", str(out)] * (run.script != "score.py") + ["--overwrite"] * (run.script != "data.py" or out.exists())
+            argv += ["--out", str(out)] * (run.script != "score.py") + ["--overwrite"] * (trains or run.script == "score.py" or (run.script == "data.py" and out.exists()))
             if trains:
                 out.mkdir(parents=True, exist_ok=True)
                 note.write_text(command)
@@ -267,7 +276,7 @@ class Lab:
             last = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
             record |= {k: last[k] for k in KEPT if last.get(k) is not None}
             record["seconds"] = max(record["seconds"], round(last["elapsed_s"], 1))  # with what it took before it was stopped
-        elif run.script == "data.py":
+        elif run.proof == "web/meta.json":
             record["kinds"] = json.loads((out / "web" / "meta.json").read_text())["train"]["kinds"]
         self.records[run.name] = record
         with open(self.file, "a") as f:
@@ -374,6 +383,32 @@ def hurts(lab):
         lab.student("SLM", 2, s, ref=untouched(lab, s), init=untouched(lab, s), label="SLM ref untouched") for s in lab.seeds] + [
         lab.student("SLM", 2, s, ref=lab.reference(s, corpus="prose", part="web", tokens=1), label="SLM ref prose") for s in lab.seeds]
 
+def real_corpus(lab, start):
+    """(clean, noisy): the corpora of real text, in the tokenizer of a start; held out are GSM8K rows and web pages."""
+    text = Run("real/text", "extras/real_text.py", shlex.quote(str(lab.args.data)), proof="page.txt")
+    folder = lab.path(text)
+    return [Run(f"real/{start}/{name}", "data.py", f"--text {folder}/{name}.jsonl --val {folder}/{held}.jsonl", (text,), 1, proof="meta.json") for name, held in (("clean", "target"), ("noisy", "web"))]
+
+def real_run(lab, start, arm, tokens, seed, lr=None):
+    """A reference ("reference", on the clean text) or an arm on the noisy text."""
+    s, (clean, noisy) = REAL[start], real_corpus(lab, start)
+    script, flags, needs, data = "train_ref.py", "", [clean, noisy], clean
+    if arm == "reference":
+        tokens, lr = s["ref"]
+    else:
+        script, flags, data = "train_slm.py", REAL_ARMS[arm] + " ", noisy
+        lr = lr or lab.choose({lr: real_run(lab, start, arm, s["tune_at"], 0, lr) for lr in s["grid"]}, by="val_ref")
+        if arm == "SLM":
+            ref = real_run(lab, start, "reference", tokens, seed)
+            needs, flags = [*needs, ref], flags + f"--ref {lab.path(ref)} --online "
+    flags += f"--data {lab.path(data)} --target {lab.path(clean)} {s['flags'] if not lab.args.quick else lab.common(1)} --device {lab.args.device} --lr {lr:g} --tokens {lab.count(tokens)} --seed {seed}"
+    return Run(f"real/{start}/{arm}-{tokens:g}M-lr{lr:g}-s{seed}", script, flags, tuple(needs), tokens, s["depth"])
+
+def real(lab):
+    for start, s in REAL.items():
+        yield [real_run(lab, start, arm, s["tune_at"], 0, lr) for arm in s["budgets"] for lr in s["grid"]]
+        yield [real_run(lab, start, arm, t, seed) for seed in lab.seeds for arm, budgets in s["budgets"].items() for t in budgets] + [real_run(lab, start, "reference", 0, seed) for seed in lab.seeds]
+
 EXPERIMENTS = {  # name: (what it shows, its runs in stages)
     "fig1": ("Fig 1, Table 1: tokens to accuracy", fig1),
     "fig3": ("Fig 3: four kinds of token by their loss over training", study),
@@ -389,8 +424,9 @@ EXPERIMENTS = {  # name: (what it shows, its runs in stages)
     "noise": ("share and kind of noise, and model size", noise),
     "tab34": ("Tables 3 and 4: self-reference", tab34),
     "tab5": ("Table 5: weak-to-strong, and references of another domain", tab5),
+    "real": ("real text (needs --data DIR)", real),
 }
-SPEED = {1: 0.12, 2: 0.075, 4: 0.022}  # millions of tokens a second, two cores, by depth
+SPEED = {1: 0.12, 2: 0.075, 3: 0.038, 4: 0.022}  # millions of tokens a second, two cores, by depth
 
 def minutes(runs):
     return sum(run.tokens / SPEED[run.depth] + 2 for run in runs) / 60
@@ -414,7 +450,7 @@ def show_list(lab):
         new = {r.name: r for r in runs if r.name not in counted}
         left = [r for r in new.values() if not lab.done(r)]
         print(f"{name:10} {title}\n           {len(runs)} runs; {len(new)} that no experiment above has, {minutes(new.values()):.0f} min, of which {minutes(left):.0f} are to be run")
-        arms = sorted({r.name.rsplit("-d", 1)[0] for r in runs if r.script not in ("data.py", "score.py")})
+        arms = sorted({re.split(r"-(?:d\d|lr|[\d.]+M)", r.name)[0] for r in runs if r.proof == "ckpt.pt"})
         print("           " + ", ".join(arms))
         counted |= new
     print(f"together {len(counted)} runs, {minutes(counted.values()) / 60:.1f} hours on two cores, {minutes([r for r in counted.values() if not lab.done(r)]) / 60:.1f} of them to be run; {len(list(lab.seeds))} seeds")
@@ -429,6 +465,7 @@ def main(argv=None):
     arg("--quick", action="store_true", help="tiny runs, one seed: the machinery, not the results; in out/paper_quick")
     arg("--draw", action="store_true", help="run nothing: draw and write from the results that are there")
     arg("--again", action="store_true", help="forget the results of these experiments and run them anew")
+    arg("--data", metavar="DIR", default=None, help="for `real`: the folder of real text that extras/real_text.py -h describes; without it `all` leaves that out")
     arg("--jobs", type=COUNT, default=None, help="runs side by side (default: one a core on a CPU, else 1)")
     arg("--threads", type=COUNT, default=1, help="threads of a run on a CPU (default 1)")
     arg("--device", default="cpu", help="cpu (default) or cuda; results of another device, depth or scale go to a folder of their own under out/")
@@ -440,8 +477,13 @@ def main(argv=None):
     names = list(EXPERIMENTS) if "all" in args.names else args.names
     if unknown := [name for name in names if name not in EXPERIMENTS]:
         sys.exit(f"There is no experiment {unknown[0]!r}; choose from all, {', '.join(EXPERIMENTS)}.")
+    if not args.data and "real" in names:
+        if "all" not in args.names:
+            sys.exit("The experiment `real` needs --data DIR; python extras/real_text.py -h says what is in it.")
+        names.remove("real")
     if not names and not args.list:
         p.error("name an experiment, or all, or give --list")
+    args.data = args.data and os.path.relpath(STARTED_IN / args.data, ROOT)
     lab = Lab(args)
     if args.list:
         return show_list(lab)

@@ -664,7 +664,68 @@ def paint(title, tokens, enc, colours):
     body = "".join(f'<span style="background:{colour}80">{html.escape(enc.decode(ids))}</span>' if colour != "#ffffff" else html.escape(enc.decode(ids)) for colour, ids in runs)
     return f"<h3>{html.escape(title)}</h3><pre>{body}</pre>"
 
-SECTIONS = {"fig1": fig1, "noise": noise, "fig3": fig3, "fig6": fig6, "fig7": fig7, "fig8": fig8, "fig9": fig9, "tab34": tab34, "tab5": tab5, "continual": continual, "tab2": tab2, "pages": pages, "open": open_questions, "hurts": hurts}
+@torch.no_grad()
+def answer_loss(ckpt, folder, n=500):
+    """Mean loss in nats a token over the tokens after "Answer:" of a corpus's held-out rows, each row by itself."""
+    model, content = load_model(ckpt)
+    enc, T = tokenizer_of(content["tokenizer"], ckpt), model.config.block_size
+    losses = []
+    for text in enc.decode(np.fromfile(Path(folder) / "val.bin", dtype=Windows(folder, 1, split="val").dtype).tolist()).split("<|endoftext|>")[:n]:
+        question, answer = text.split("\nAnswer:")[0] + "\nAnswer:", text.split("\nAnswer:")[-1]
+        prompt, ids = enc.encode_ordinary(question), enc.encode_ordinary(answer)
+        row = torch.tensor((prompt + ids)[:T + 1])[None]
+        losses += token_losses(model, row[:, :-1], row[:, 1:])[0, len(prompt) - 1:].tolist()
+    return mean(losses)
+
+def real(lab):
+    if not lab.args.data:
+        lab.args.data = "DIR"
+    text = []
+    for start, s in paper.REAL.items():
+        run = lambda arm, t, seed: paper.real_run(lab, start, arm, t, seed)
+        runs = {(arm, t, seed): run(arm, t, seed) for seed in lab.seeds for arm, budgets in s["budgets"].items() for t in budgets} | {("reference", 0, seed): run("reference", 0, seed) for seed in lab.seeds}
+        if not all(r.name in lab.records for r in runs.values()):
+            return None
+        target = lab.path(paper.real_corpus(lab, start)[0])
+        answers = measured(lab, f"answers-{start}", list(runs.values()), lambda: rounded([answer_loss(lab.path(r), target, 20 if lab.args.quick else 500) for r in runs.values()]))
+        if not answers:
+            return None
+        loss = {key: value for key, value in zip(runs, answers)}
+        of = lambda arm, t: [loss[arm, t, seed] for seed in lab.seeds]
+        web = lambda arm, t: over_seeds(lab, lambda seed: run(arm, t, seed), "val_web")
+        b = s["budgets"]
+        clm, slm = [mean(of("CLM", t)) for t in b["CLM"]], [mean(of("SLM", t)) for t in b["SLM"]]
+        f, words = factor(b["CLM"][-1], b["SLM"], slm, clm[-1], True)
+        fig, axes = new_figure(lab, 2)
+        for arm in b:
+            band(axes[0], b[arm], [[loss[arm, t, seed] for t in b[arm]] for seed in lab.seeds], arm, COLOUR[arm], MARK[arm])
+            band(axes[1], b[arm], np.array([web(arm, t) for t in b[arm]]).T, arm, COLOUR[arm], MARK[arm])
+        axes[0].axhline(mean(of("reference", 0)), color="black", linestyle=":", linewidth=1.2, label="reference alone")
+        for ax, label in zip(axes, ("loss on the answers of held-out GSM8K", "loss on held-out web pages")):
+            token_axis(ax, b["SLM"])
+            ax.set_ylabel(label + ", nats a token")
+        axes[0].legend()
+        head = ["", *(f"{t:g}M" for t in b["SLM"])]
+        text.append(f"""**{start}: SLM reaches CLM's loss on GSM8K's answers ({clm[-1]:.3f} after {b['CLM'][-1]:g}M tokens) with {words} times fewer tokens**; on web pages it is at {mean(web('SLM', b['SLM'][-1])):.2f} then, CLM at {mean(web('CLM', b['CLM'][-1])):.2f}. The reference alone, which read clean text only, has {say(of('reference', 0), '')}.
+
+{keep(lab, fig, f"real_{start}", "Loss on GSM8K's answers and on web pages against tokens, three arms")}
+
+Loss on the answers of 500 held-out GSM8K rows, nats a token:
+
+{table(head, [[arm, *(say(of(arm, t), "") if t in b[arm] else "–" for t in b["SLM"])] for arm in b])}
+
+Loss on held-out web pages:
+
+{table(head, [[arm, *(say(web(arm, t), "") if t in b[arm] else "–" for t in b["SLM"])] for arm in b])}
+
+Learning rates by the lowest loss on held-out GSM8K rows (seed 0, {s['tune_at']:g}M tokens):
+
+{table(["", *(f"{lr:g}" for lr in s["grid"]), "chosen"], [[arm, *(f"{lab.records[paper.real_run(lab, start, arm, s['tune_at'], 0, lr).name]['val_ref']:.3f}" for lr in s["grid"]), f"{run(arm, s['tune_at'], 0).flags.split('--lr ')[1].split()[0]}"] for arm in b])}""")
+    return """Clean: every second row of GSM8K and MATH. Noisy: 5,000 pages (Stacks Project, HoTT, PlanetMath, cp-algorithms, Wikipedia), with the other rows between the paragraphs of a quarter of them. Target: the answers of 500 held-out GSM8K rows. SLM's ratio is 0.2.
+
+""" + "\n\n".join(text)
+
+SECTIONS = {"fig1": fig1, "noise": noise, "fig3": fig3, "fig6": fig6, "fig7": fig7, "fig8": fig8, "fig9": fig9, "tab34": tab34, "tab5": tab5, "continual": continual, "tab2": tab2, "pages": pages, "open": open_questions, "hurts": hurts, "real": real}
 
 def write(lab, names):
     """Draw the figures of `names` and write RESULTS.md from everything that has been run."""
