@@ -666,14 +666,15 @@ def paint(title, tokens, enc, colours):
 
 @torch.no_grad()
 def answer_loss(ckpt, folder, n=500):
-    """Mean loss in nats a token over the tokens after "Answer:" of a corpus's held-out rows, each row by itself."""
+    """Mean loss in nats a token over the tokens after "Answer:" of a corpus's held-out rows, each row by itself and cut to the model's window."""
     model, content = load_model(ckpt)
     enc, T = tokenizer_of(content["tokenizer"], ckpt), model.config.block_size
     losses = []
     for text in enc.decode(np.fromfile(Path(folder) / "val.bin", dtype=Windows(folder, 1, split="val").dtype).tolist()).split("<|endoftext|>")[:n]:
         question, answer = text.split("\nAnswer:")[0] + "\nAnswer:", text.split("\nAnswer:")[-1]
-        prompt, ids = enc.encode_ordinary(question), enc.encode_ordinary(answer)
-        row = torch.tensor((prompt + ids)[:T + 1])[None]
+        ids = enc.encode_ordinary(answer)[:T // 2]  # in a short window half of it is the answer's, and the question loses its head
+        prompt = enc.encode_ordinary(question)[-(T + 1 - len(ids)):]
+        row = torch.tensor(prompt + ids)[None]
         losses += token_losses(model, row[:, :-1], row[:, 1:])[0, len(prompt) - 1:].tolist()
     return mean(losses)
 
