@@ -47,8 +47,9 @@ ARMS = {  # name: flags of train_slm.py
     "own loss": "--ratio 0.1 --score loss",
     "oracle": "--ratio 0.2 --score oracle",  # 0.2 is the share of maths; fewer would leave useful tokens out at random
 }
-TUNE_AT = {"CLM": 4, "CLM + clean": 4, "SLM": 1, "random": 2, "own loss": 2, "oracle": 1}
-BUDGETS = {"CLM": (2, 4, 8), "CLM + clean": (2, 4, 8), "SLM": (0.5, 1, 1.5, 2, 4), "random": (2, 4), "own loss": (2, 4), "oracle": (0.5, 1, 1.5, 2, 4)}
+MORE_RATES = {"own loss": (4.8e-2, 9.6e-2)}
+TUNE_AT = {"CLM": (4, 8), "CLM + clean": (4,), "SLM": (1,), "random": (2,), "own loss": (2,), "oracle": (1,)}  # a budget uses the largest of these that is not above it
+BUDGETS = {"CLM": (2, 4, 8, 16), "CLM + clean": (2, 4, 8), "SLM": (0.5, 1, 1.5, 2, 4), "random": (2, 4), "own loss": (2, 4), "oracle": (0.5, 1, 1.5, 2, 4)}
 
 def page_mix(correct):
     """data.py's flags for pages with this share of right solutions, and the other parts in the default proportion."""
@@ -169,7 +170,7 @@ class Lab:
     def student(self, arm, tokens, seed, corpus=None, depth=DEPTH, lr=None, ref=None, init=None, flags=None, label=None, variant=None, entropy=False, group="main"):
         """train_slm.py: an arm at one budget with its own full schedule, at the arm's best rate unless one is given; variant: one of VARIANTS."""
         corpus = corpus or ("mixed" if arm == "CLM + clean" else "default")
-        label, lr, flags = label or variant or arm, lr or self.best(arm), ARMS[arm] if flags is None else flags
+        label, lr, flags = label or variant or arm, lr or self.best(arm, tokens), ARMS[arm] if flags is None else flags
         if label in ("CLM", "SLM") and group == "main" and corpus == "default" and depth == DEPTH and tokens == STUDY_TOKENS:
             flags += f" --snapshots {SNAPSHOTS}" + (" --log_selection 0.1" if arm == "CLM" else "")
         c, target, needs, words = self.corpus(corpus), self.corpus("default"), [], flags.split()
@@ -185,12 +186,13 @@ class Lab:
         script = f"{self.work}/variants/{slug(variant)}.py" if variant else "train_slm.py"
         return Run(f"{group}/{c.name[7:]}/{slug(label)}-d{depth}-{tokens:g}M-lr{lr:g}-s{seed}", script, flags, (c, target, *needs), tokens, depth)
 
-    def tuning(self, arm):
-        """The runs among which the best rate of an arm is chosen, by rate: seed 0, the whole grid."""
-        return {lr: self.student(arm, TUNE_AT[arm], 0, lr=lr) for lr in self.grid}
+    def tuning(self, arm, at):
+        """The runs among which an arm's rate for budgets from `at` on is chosen, by rate: seed 0, the whole grid."""
+        return {lr: self.student(arm, at, 0, lr=lr) for lr in self.grid + (() if self.args.quick else MORE_RATES.get(arm, ()))}
 
-    def best(self, arm):
-        return self.choose(self.tuning(arm if arm in TUNE_AT else "SLM"))
+    def best(self, arm, tokens):
+        arm = arm if arm in TUNE_AT else "SLM"
+        return self.choose(self.tuning(arm, max((t for t in TUNE_AT[arm] if t <= tokens), default=TUNE_AT[arm][0])))
 
     def choose(self, runs, by="accuracy"):
         """The best rate of {rate: run}: by accuracy (NEAR says how) or by the lowest loss; the second of the grid while it is not known."""
@@ -300,8 +302,12 @@ def hardware(args):
     return f"{os.cpu_count()} cores of {name or platform.machine()}, {args.threads} thread(s) a run, {args.jobs} runs side by side"
 
 # ============================================================================= the experiments: which runs each needs, in stages
+def tuning(lab, arms, tokens):
+    """The runs that choose the rates of some arms for budgets up to `tokens`."""
+    return [run for arm in arms for at in TUNE_AT[arm] if at <= tokens or at == TUNE_AT[arm][0] for run in lab.tuning(arm, at).values()]
+
 def fig1(lab):
-    yield [run for arm in ARMS for run in lab.tuning(arm).values()]
+    yield tuning(lab, ARMS, 16)
     yield [lab.student(arm, t, s) for s in lab.seeds for arm, budgets in BUDGETS.items() for t in budgets] + [lab.reference(s) for s in lab.seeds]
     yield [lab.student("SLM", t, s, ref=lab.reference(s, tokens=r), label=f"SLM ref {r:g}M") for s in lab.seeds for r in REF_BUDGETS for t in (1, 1.5)]
 
@@ -313,7 +319,7 @@ def noise(lab):
 
 def study(lab):
     """The runs with 16 checkpoints, for Figs 3, 6, 7, 8 and the pages."""
-    yield [run for arm in ("CLM", "SLM") for run in lab.tuning(arm).values()]
+    yield tuning(lab, ("CLM", "SLM"), STUDY_TOKENS)
     yield [lab.student(arm, STUDY_TOKENS, s) for s in lab.seeds for arm in ("CLM", "SLM")]
 
 def pages(lab):
@@ -321,19 +327,19 @@ def pages(lab):
     yield [untouched(lab, 0)]
 
 def fig9(lab):
-    yield [run for arm in ("CLM", "SLM", "random") for run in lab.tuning(arm).values()]
+    yield tuning(lab, ("CLM", "SLM", "random"), 2)
     yield [lab.student("CLM", 1.5, s) for s in lab.seeds] + [
         lab.student(arm, 1.5, s, flags=f"--ratio {r}" + " --score random" * (arm == "random"), label=f"{arm} {r}") for s in lab.seeds for r in RATIOS for arm in ("SLM", "random")]
 
 def tab34(lab):
-    yield [run for arm in ("CLM", "SLM") for run in lab.tuning(arm).values()]
+    yield tuning(lab, ("CLM", "SLM"), 2)
     refs = {s: lab.reference(s, part="web", name="self") for s in lab.seeds}
     yield [lab.student("CLM", 2, s) for s in lab.seeds] + [
         lab.student("SLM", 2, s, ref=refs[s], flags=f"--ratio {r} --score {score}", label=f"self {score} {r}", entropy=True)
         for s in lab.seeds for score in ("ref_loss", "ref_entropy", "ref_loss+ref_entropy") for r in SELF_RATIOS]
 
 def tab5(lab):
-    yield [run for arm in ("CLM", "SLM") for run in lab.tuning(arm).values()]
+    yield tuning(lab, ("CLM", "SLM"), 2)
     yield [lab.student("CLM", 1.5, s, depth=4) for s in lab.seeds] + [
         lab.student("SLM", 1.5, s, depth=4, ref=lab.reference(s, depth=d), label=f"SLM ref depth {d}") for s in lab.seeds for d in (1, 2, 4)]
     yield [lab.student("SLM", 2, s, ref=lab.reference(s, corpus=c, part=part, tokens=1), label=f"SLM ref {c}")
@@ -367,7 +373,7 @@ def tab2(lab):
     yield [fine_tuned(lab, start, s, lr) for start in STARTS for s in lab.seeds for lr in lab.grid]
 
 def open_questions(lab):
-    yield [run for run in lab.tuning("SLM").values()]
+    yield tuning(lab, ("SLM",), 1)
     weak = {s: lab.reference(s, tokens=0.5) for s in lab.seeds}
     yield [lab.student("SLM", OPEN_TOKENS, s) for s in lab.seeds] + [lab.student("SLM", OPEN_TOKENS, s, ref=weak[s], label="SLM ref 0.5M") for s in lab.seeds] + [
         lab.student("SLM", OPEN_TOKENS, s, variant=v, ref=weak[s] if v == "refreshed reference" else None) for s in lab.seeds for v in OPEN]
@@ -378,7 +384,7 @@ def untouched(lab, seed):
     return dataclasses.replace(run, flags=run.flags.replace(f"--tokens {lab.count(0)}", "--tokens 2048"))
 
 def hurts(lab):
-    yield [run for arm in ("CLM", "SLM", "random", "own loss") for run in lab.tuning(arm).values()]
+    yield tuning(lab, ("CLM", "SLM", "random", "own loss"), 2)
     yield [lab.student(arm, 2, s) for s in lab.seeds for arm in ("CLM", "SLM", "random", "own loss")] + [
         lab.student("SLM", 2, s, ref=untouched(lab, s), init=untouched(lab, s), label="SLM ref untouched") for s in lab.seeds] + [
         lab.student("SLM", 2, s, ref=lab.reference(s, corpus="prose", part="web", tokens=1), label="SLM ref prose") for s in lab.seeds]

@@ -14,7 +14,7 @@ import paper
 from bench import flops
 from data import KINDS, Windows, read_problems, tokenizer_of
 from model import GPTConfig, load_model
-from paper import ARMS, BUDGETS, EXPERIMENTS, NEAR, NOISE, NOISE_BUDGETS, NOISE_RATIO, OPEN, OPEN_TOKENS, RATIOS, REF_BUDGETS, REF_TOKENS, SELF_RATIOS, SIZES, STARTS, STUDY_TOKENS, USEFUL, VARIANTS
+from paper import ARMS, BUDGETS, EXPERIMENTS, NEAR, NOISE, NOISE_BUDGETS, NOISE_RATIO, OPEN, OPEN_TOKENS, RATIOS, REF_BUDGETS, REF_TOKENS, SELF_RATIOS, SIZES, STARTS, STUDY_TOKENS, TUNE_AT, USEFUL, VARIANTS
 from score import exact_match, mean_loss, select_topk, token_losses
 from show import page, score_text
 
@@ -145,7 +145,7 @@ def fig1(lab):
         spent = [cost(config, arm, t, REF_TOKENS if arm == "SLM" else 0) / 1e12 for t in BUDGETS[arm]]
         band(axes[2], spent, 100 * np.array([acc[arm][t] for t in BUDGETS[arm]]).T, arm + " with its reference" * (arm == "SLM"), COLOUR[arm], MARK[arm])
     for ax in axes[:2]:
-        token_axis(ax, (0.5, 1, 2, 4, 8))
+        token_axis(ax, (0.5, 1, 2, 4, 8, 16))
     ref = over_seeds(lab, lab.reference, "accuracy")
     top, (f, _) = max(m["CLM"]), rivals["CLM", "accuracy"]
     at = BUDGETS["CLM"][m["CLM"].index(top)]
@@ -158,13 +158,13 @@ def fig1(lab):
     axes[2].set(xscale="log", xlabel="10¹² floating-point operations,\nreference and scoring included", ylabel="accuracy, %")
     axes[0].legend(fontsize=9)
     budgets = sorted({t for b in BUDGETS.values() for t in b})
-    rows = lambda values, unit: [[arm, f"{lab.best(arm):g}", *(say(values[arm].get(t, []), unit) for t in budgets)] for arm in ARMS]
-    head = ["", "rate", *(f"{t:g}M" for t in budgets)]
-    tuned = []
-    for arm in ARMS:
-        records = [lab.records.get(r.name) for r in lab.tuning(arm).values()]
-        edge = "" if lab.grid[0] < lab.best(arm) < lab.grid[-1] else " (**at the edge**)"
-        tuned.append([arm, f"{paper.TUNE_AT[arm]:g}M", *(f"{r['accuracy']:.1%}, {r['val_ref']:.3f}" if r else "–" for r in records), f"{lab.best(arm):g}{edge}"])
+    rows = lambda values, unit: [[arm, *(say(values[arm].get(t, []), unit) for t in budgets)] for arm in ARMS]
+    head = ["", *(f"{t:g}M" for t in budgets)]
+    rates, tuned = sorted({lr for arm in ARMS for lr in lab.tuning(arm, TUNE_AT[arm][0])}), []
+    for arm, at in [(arm, at) for arm in ARMS for at in TUNE_AT[arm]]:
+        runs, best = lab.tuning(arm, at), lab.best(arm, at)
+        records = {lr: lab.records[r.name] for lr, r in runs.items() if r.name in lab.records}
+        tuned.append([arm, f"{at:g}M", *(f"{records[lr]['accuracy']:.1%}, {records[lr]['val_ref']:.3f}" if lr in records else "–" for lr in rates), f"{best:g}" + " (**at the edge**)" * (best in (min(runs), max(runs)))])
     small = []
     for r in (*REF_BUDGETS, REF_TOKENS):
         for t in (1, 1.5):
@@ -201,7 +201,7 @@ Smaller references, and what CLM needs for the same accuracy:
 
 Learning rates (accuracy, clean loss; seed 0). The best rate has the highest accuracy; of those within {NEAR:.0%} of it, the lowest clean loss:
 
-{table(["", "at", *(f"{lr:g}" for lr in lab.grid), "chosen"], tuned)}"""
+{table(["", "at", *(f"{lr:g}" for lr in rates), "chosen"], tuned)}"""
 
 # ----------------------------------------------------------------------------- what is measured on the 16 checkpoints
 def dynamics(losses):
@@ -386,7 +386,7 @@ def fig9(lab):
 
 {table(["", *(f"{r:g}" for r in RATIOS), "1 (CLM)"], [[f"{arm}, accuracy", *map(say, acc[arm]), say(clm)] for arm in acc] + [["SLM, clean loss", *(say(l, "") for l in losses), say(over_seeds(lab, lambda s: lab.student("CLM", 1.5, s), "val_ref"), "")]])}
 
-1.5M tokens each, at the arm's best rate ({lab.best("SLM"):g} for SLM, {lab.best("random"):g} for random, {lab.best("CLM"):g} for CLM), which was chosen at ratio 0.1: the higher ratios are not tuned."""
+1.5M tokens each, at the arm's best rate ({lab.best("SLM", 1.5):g} for SLM, {lab.best("random", 1.5):g} for random, {lab.best("CLM", 1.5):g} for CLM), which was chosen at ratio 0.1: the higher ratios are not tuned."""
 
 def noise(lab):
     rows, points = [], []

@@ -40,11 +40,11 @@ def test_a_student_has_the_reference_of_its_seed(lab):
                 assert run.flags.split("--ref ")[1].split()[0].endswith("-s" + run.flags.split("--seed ")[1].split()[0])
 
 def test_the_best_rate_is_the_most_accurate_and_then_the_lowest_loss(lab):
-    runs = lab.tuning("SLM")
-    assert lab.best("SLM") == lab.grid[1]  # while it is not known
+    runs = lab.tuning("SLM", 1)
+    assert lab.best("SLM", 1.5) == lab.grid[1]  # while it is not known
     for run, accuracy, loss in zip(runs.values(), (0.2, 0.505, 0.51, 0.3, 0.1), (0.4, 0.6, 0.7, 0.5, 0.5)):
         lab.records[run.name] = {"accuracy": accuracy, "val_ref": loss}
-    assert lab.best("SLM") == lab.grid[1]  # within NEAR of the best, and its loss is lower
+    assert lab.best("SLM", 1.5) == lab.grid[1]  # within NEAR of the best, and its loss is lower
 
 def test_the_rule_of_the_four_classes():
     t = np.linspace(0, 1, 16)[:, None]
