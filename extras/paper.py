@@ -499,7 +499,8 @@ def main(argv=None):
         for run in [run for name in names for run in everything(lab, EXPERIMENTS[name][1](lab))]:
             lab.records.pop(run.name, None)
             shutil.rmtree(lab.path(run), ignore_errors=True)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    for s in (signal.SIGINT, signal.SIGTERM):  # said here, since a command in the background ignores Ctrl-C
+        signal.signal(s, signal.default_int_handler)
     for name in names:
         for stage in EXPERIMENTS[name][1](lab):
             lab.run(stage)
