@@ -732,7 +732,8 @@ def write(lab, names):
     """Draw the figures of `names` and write RESULTS.md from everything that has been run."""
     out = lab.results.parent / "RESULTS.md"
     text = ["# Results", "", "The figures and tables of the RHO-1 paper at a size that two CPU cores finish, with the controls it lacks. This file is written by `python extras/paper.py`; the table of arms, seeds, budgets and rates stands at the head of "
-            "[paper.py](paper.py), and was committed before any of its results were there.", ""]
+            "[paper.py](paper.py), and was committed before any of its results were there. Added after first results were seen: a fifth rate for all arms and a sixth and seventh for the own-loss control, whose best lay at the grid's edge; "
+            "and CLM at 16M tokens with a second choice of its rate at 8M, since its accuracy still moved there.", ""]
     if lab.args.quick:
         text += ["**QUICK: tiny runs that check the machinery. No number here is a result.**", ""]
     hours = sum(r["seconds"] for r in lab.records.values()) / 3600 / lab.args.jobs
