@@ -391,7 +391,7 @@ def hurts(lab):
 
 def real_corpus(lab, start):
     """(clean, noisy): the corpora of real text, in the tokenizer of a start; held out are GSM8K rows and web pages."""
-    text = Run("real/text", "extras/real_text.py", shlex.quote(str(lab.args.data)), proof="page.txt")
+    text = Run("real/text", "extras/real_text.py", f"{lab.work}/data", proof="page.txt")  # a link to --data DIR
     folder = lab.path(text)
     return [Run(f"real/{start}/{name}", "data.py", f"--text {folder}/{name}.jsonl --val {folder}/{held}.jsonl", (text,), 1, proof="meta.json") for name, held in (("clean", "target"), ("noisy", "web"))]
 
@@ -489,8 +489,11 @@ def main(argv=None):
         names.remove("real")
     if not names and not args.list:
         p.error("name an experiment, or all, or give --list")
-    args.data = args.data and os.path.relpath(STARTED_IN / args.data, ROOT)
     lab = Lab(args)
+    if args.data:
+        (lab.work / "data").unlink(missing_ok=True)
+        lab.work.mkdir(parents=True, exist_ok=True)
+        (lab.work / "data").symlink_to((STARTED_IN / args.data).resolve())
     if args.list:
         return show_list(lab)
     if not importlib.util.find_spec("matplotlib"):

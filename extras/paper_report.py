@@ -122,8 +122,6 @@ def fig1(lab):
     config = GPTConfig.from_depth(lab.args.depth)
     get = lambda arm, key: {t: over_seeds(lab, lambda s: lab.student(arm, t, s), key) for t in BUDGETS[arm]}
     acc, loss = ({arm: get(arm, key) for arm in ARMS} for key in ("accuracy", "val_ref"))
-    if not all(acc[arm][t] for arm in ARMS for t in BUDGETS[arm]):
-        return None
     m = {arm: [mean(acc[arm][t]) for t in BUDGETS[arm]] for arm in ARMS}
     rivals, lines = {}, []
     for rival in ("CLM", "CLM + clean"):
@@ -252,8 +250,8 @@ def study(lab, seed):
     return measured(lab, f"study-s{seed}", [*runs.values(), ref], compute)
 
 def studies(lab):
-    found = [study(lab, s) for s in lab.seeds if lab.done(lab.student("CLM", STUDY_TOKENS, s)) and lab.done(lab.student("SLM", STUDY_TOKENS, s))]
-    return [f for f in found if f]
+    found = [study(lab, s) for s in lab.seeds]
+    return found if all(found) else []
 
 def positions(lab, n):
     return [STUDY_TOKENS * (k + 1) / n for k in range(n)]
@@ -368,8 +366,6 @@ def fig9(lab):
     make = lambda arm, r: (lambda s: lab.student(arm, 1.5, s, flags=f"--ratio {r}" + " --score random" * (arm == "random"), label=f"{arm} {r}"))
     acc = {arm: [over_seeds(lab, make(arm, r), "accuracy") for r in RATIOS] for arm in ("SLM", "random")}
     clm = over_seeds(lab, lambda s: lab.student("CLM", 1.5, s), "accuracy")
-    if not clm or not all(map(len, acc["SLM"] + acc["random"])):
-        return None
     fig, axes = new_figure(lab, 1, width=6.4)
     for arm in acc:
         band(axes[0], [*RATIOS, 1], 100 * np.array([*acc[arm], clm]).T, arm, COLOUR[arm], MARK[arm])
@@ -395,8 +391,6 @@ def noise(lab):
         budgets, at = make["SLM"], make["CLM"][0]
         acc = {a: [over_seeds(lab, lambda s: make["run"](a, t, s), "accuracy") for t in make[a]] for a in ("CLM", "SLM")}
         loss = {a: [over_seeds(lab, lambda s: make["run"](a, t, s), "val_ref") for t in make[a]] for a in ("CLM", "SLM")}
-        if not all(map(len, acc["CLM"] + acc["SLM"])):
-            return
         fa = factor(at, budgets, list(map(mean, acc["SLM"])), mean(acc["CLM"][0]))
         fl = factor(at, budgets, list(map(mean, loss["SLM"])), mean(loss["CLM"][0]), True)
         rows.append([name, useful, f"{at:g}M: {say(acc['CLM'][0])}", ", ".join(f"{t:g}M: {say(a)}" for t, a in zip(budgets, acc["SLM"])), fa[1] if mean(acc["CLM"][0]) > 0.15 else f"({fa[1]})",
@@ -409,8 +403,6 @@ def noise(lab):
         setting(c if c != "default" else "default (16 %)", share(c), on(c))
     for d, budgets in SIZES.items():
         setting(f"default, depth {d}", share("default"), {**budgets, "run": lambda a, t, s: lab.student(a, t, s, depth=d)})
-    if not rows:
-        return None
     fig, axes = new_figure(lab, 1, width=9.5, height=4.6)
     y = np.arange(len(points))
     for shift, which, label, colour in ((-0.18, 1, "accuracy", "#D55E00"), (0.18, 2, "clean loss", "#0072B2")):
@@ -443,8 +435,6 @@ def tab34(lab):
     for score, words in scores.items():
         for r in SELF_RATIOS:
             got = {k: over_seeds(lab, make(score, r), k) for k in clm}
-            if not got["accuracy"]:
-                return None
             rows.append([words, f"{r:g}", *(say(got[k], "%" if k == "accuracy" else "") for k in clm)])
     best = max(rows[1:], key=lambda row: float(row[2].split()[0]))
     return f"""The paper: with a reference trained on the noisy corpus itself, keeping the tokens of low reference loss, low entropy, or low in both gives 23.9, 23.0 and 24.8 against CLM's 21.5.
@@ -462,8 +452,6 @@ def tab5(lab):
     cross = [row("SLM, reference on the target", lambda s: lab.student("SLM", 2, s))] + [
         row(f"SLM, reference on {c}", lambda s: lab.student("SLM", 2, s, ref=lab.reference(s, corpus=c, part=part, tokens=1), label=f"SLM ref {c}")) for c, part in (("other templates", "ref"), ("prose", "web"))] + [
         row(arm, lambda s: lab.student(arm, 2, s)) for arm in ("random", "CLM")]
-    if any("–" in r for r in strong + cross):
-        return None
     refs = ", ".join(f"depth {d}: {say(over_seeds(lab, lambda s: lab.reference(s, depth=d), 'accuracy'))}" for d in (1, 2, 4))
     return f"""The paper: a 1B reference lifts a 7B student from 43.5 to 44.4. It has no reference of another domain.
 
@@ -478,14 +466,10 @@ The references' own accuracy: {refs}.
 def continual(lab):
     arms = {"CLM": ("CLM", None), "SLM": ("SLM", None), "SLM + 1/5 general loss": ("SLM", "a fifth general loss")}
     run = lambda name, s: paper.continual_run(lab, arms[name][0], s, variant=arms[name][1])
-    if not all(over_seeds(lab, lambda s: run(name, s), "accuracy") for name in arms):
-        return None
     found = {}
     for s in lab.seeds:
         base, ref = paper.continual_start(lab, s)
         runs = {"base": base, "reference": ref, **{name: run(name, s) for name in arms}}
-        if not all(lab.done(r) for r in runs.values()):
-            continue
         def compute():
             general = lab.path(lab.corpus("general")) + "/web"
             losses = {}
@@ -530,8 +514,6 @@ The general loss as a change of train_slm.py:
 
 def tab2(lab):
     got = {start: {lr: over_seeds(lab, lambda s: paper.fine_tuned(lab, start, s, lr), "accuracy") for lr in lab.grid} for start in STARTS}
-    if not all(got[s][lr] for s in STARTS for lr in lab.grid):
-        return None
     best = {start: max(lab.grid, key=lambda lr: mean(got[start][lr])) for start in STARTS}
     before = {}
     for s in lab.seeds:
@@ -565,8 +547,6 @@ def open_questions(lab):
     weak = lambda key: over_seeds(lab, lambda s: lab.student("SLM", OPEN_TOKENS, s, ref=lab.reference(s, tokens=0.5), label="SLM ref 0.5M"), key)
     get = {"SLM, fixed ratio 0.1": plain, **{v: (lambda key, v=v: over_seeds(lab, lambda s: lab.student("SLM", OPEN_TOKENS, s, variant=v, ref=lab.reference(s, tokens=0.5) if v == "refreshed reference" else None), key)) for v in OPEN},
            "SLM, reference of 0.5M tokens": weak}
-    if not all(g("accuracy") for g in get.values()):
-        return None
     rows, wins = [], []
     for name, g in get.items():
         base = weak if name == "refreshed reference" else plain
@@ -599,8 +579,6 @@ def hurts(lab):
             "SLM by the student's own loss": lambda s: lab.student("own loss", 2, s), "SLM, reference = the untouched student": untouched,
             "SLM, reference trained on prose": lambda s: lab.student("SLM", 2, s, ref=lab.reference(s, corpus="prose", part="web", tokens=1), label="SLM ref prose")}
     got = {name: {k: over_seeds(lab, m, k) for k in ("accuracy", "val_ref", "val_web", "precision")} for name, m in make.items()}
-    if not all(g["accuracy"] for g in got.values()):
-        return None
     return f"""All-token loss and accuracy where the reference is missing, empty or of the wrong domain, 2M tokens.
 
 **Every selection costs all-token loss (web loss) against CLM; only the good reference buys accuracy with it.**
@@ -617,8 +595,6 @@ def pages(lab):
     runs = {arm: lab.student(arm, STUDY_TOKENS, 0) for arm in ("CLM", "SLM")}
     ref, start = lab.reference(0), paper.untouched(lab, 0)
     file = lab.results / "pages.html"
-    if not all(lab.done(r) for r in (*runs.values(), ref, start)):
-        return None
     if all(lab.there(r) for r in (*runs.values(), ref, start)):
         reference, T = load_model(lab.path(ref))[0], load_model(lab.path(ref))[0].config.block_size
         web = lab.path(lab.corpus("default")) + "/web"
@@ -679,14 +655,10 @@ def answer_loss(ckpt, folder, n=500):
     return mean(losses)
 
 def real(lab):
-    if not lab.args.data:
-        lab.args.data = "DIR"
     text = []
     for start, s in paper.REAL.items():
         run = lambda arm, t, seed: paper.real_run(lab, start, arm, t, seed)
         runs = {(arm, t, seed): run(arm, t, seed) for seed in lab.seeds for arm, budgets in s["budgets"].items() for t in budgets} | {("reference", 0, seed): run("reference", 0, seed) for seed in lab.seeds}
-        if not all(r.name in lab.records for r in runs.values()):
-            return None
         target = lab.path(paper.real_corpus(lab, start)[0])
         answers = measured(lab, f"answers-{start}", list(runs.values()), lambda: rounded([answer_loss(lab.path(r), target, 20 if lab.args.quick else 500) for r in runs.values()]))
         if not answers:
@@ -742,12 +714,14 @@ def write(lab, names):
              f"{len(lab.records)} runs, {hours:.1f} hours in all ({'; '.join(where)}). The command of each run is in [results/runs.jsonl](results/runs.jsonl).", "",
              "What was traded away for three seeds of everything: size (0.24M parameters), budgets of at most 8M tokens, one corpus (all seeds read the same pages), and in all sections but Fig 1 and continual pretraining the learning rates that Fig 1 chose.", ""]
     for name, section in SECTIONS.items():
-        title = EXPERIMENTS[name][0]
-        runs = paper.everything(lab, EXPERIMENTS[name][1](lab))
-        took = sum(lab.records[r.name]["seconds"] for r in runs if r.name in lab.records) / 60 / lab.args.jobs
-        body = section(lab)
-        text += [f"## {title[0].upper() + title[1:]}", "", body or "Not run yet.", ""]
-        if body:
-            text += [f"`python extras/paper.py {name}`: {took:.0f} minutes with everything it needs, some of which other sections share.", ""]
+        title, plan = EXPERIMENTS[name]
+        runs = [run for stage in plan(lab) for run in stage]
+        missing = sum(not lab.done(run) for run in runs)
+        text += [f"## {title[0].upper() + title[1:]}", ""]
+        if missing:
+            text += [f"Not run yet: {missing} of {len(runs)} runs are missing.", ""]
+            continue
+        took = sum(lab.records[r.name]["seconds"] for r in paper.everything(lab, plan(lab)) if r.name in lab.records) / 60 / lab.args.jobs
+        text += [section(lab) or "Its runs are there, but their checkpoints are not.", "", f"`python extras/paper.py {name}`: {took:.0f} minutes with everything it needs, some of which other sections share.", ""]
     out.write_text("\n".join(text), encoding="utf-8")
     print(f"wrote {out} and the figures in {lab.results}")

@@ -19,7 +19,7 @@ from conftest import ROOT, SIZE
 def lab(tmp_path, monkeypatch):
     """A Lab at the standard scale that has run nothing."""
     monkeypatch.chdir(tmp_path)
-    return paper.Lab(Namespace(seeds=3, quick=False, draw=False, device="cpu", depth=paper.DEPTH, scale=1.0, jobs=2, threads=1, data="DIR"))
+    return paper.Lab(Namespace(seeds=3, quick=False, draw=False, device="cpu", depth=paper.DEPTH, scale=1.0, jobs=2, threads=1))
 
 def test_a_name_is_one_command_and_follows_what_it_needs(lab):
     commands = {}
