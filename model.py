@@ -2,8 +2,7 @@
 
     python model.py --ckpt out/slm --prompt "Question: Tom has 3 apples and buys 4 more. How many apples does Tom have now?"
 
-Shapes in the comments: B windows (batch), T tokens each, C channels, H heads, D = C / H channels a head, V vocabulary.
-"""
+Shapes in the comments: B windows (batch), T tokens each, C channels, H heads, D = C / H channels a head, V vocabulary."""
 import argparse, contextlib, dataclasses, functools, math, os, signal, sys, threading
 from pathlib import Path
 
@@ -23,6 +22,7 @@ class GPTConfig:
     n_embd: int = 128  # C
     n_hidden: int = 352  # inner width of the SwiGLU
     rope_theta: float = 10000.0
+    rope_scaling: tuple | None = None  # Llama 3's for long contexts: (factor, low, high, original block_size); see GPT
     norm_eps: float = 1e-5
     tie_embeddings: bool = False  # the head shares the token embedding's weights
 
@@ -66,8 +66,7 @@ class Attention(nn.Module):
         B, T, C = x.shape
         q, k, v = (linear(x).view(B, T, -1, self.head_dim) for linear in (self.q, self.k, self.v))
         q, k, v = (t.transpose(1, 2) for t in (rotate(q, cos, sin), rotate(k, cos, sin), v))  # (B, H, T, D), k and v (B, n_kv_head, T, D)
-        if cache is not None:
-            k, v = cache.append(k, v)
+        k, v = (k, v) if cache is None else cache.append(k, v)
         # A lone new token may look at everything cached; a whole window must not look ahead. Dropped tokens are dropped from
         # the loss only: no selection reaches this line, so they stay in every other token's context.
         y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, enable_gqa=self.grouped)
@@ -76,8 +75,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.norm1, self.attn = nn.RMSNorm(c.n_embd, c.norm_eps), Attention(c)
-        self.norm2 = nn.RMSNorm(c.n_embd, c.norm_eps)
+        self.norm1, self.attn, self.norm2 = nn.RMSNorm(c.n_embd, c.norm_eps), Attention(c), nn.RMSNorm(c.n_embd, c.norm_eps)
         self.gate, self.up = (nn.Linear(c.n_embd, c.n_hidden, bias=False) for _ in "gu")
         self.down = nn.Linear(c.n_hidden, c.n_embd, bias=False)
 
@@ -123,7 +121,11 @@ class GPT(nn.Module):
         self.norm = nn.RMSNorm(config.n_embd, config.norm_eps)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         D = config.n_embd // config.n_head
-        angle = torch.outer(torch.arange(config.block_size).float(), config.rope_theta ** (-torch.arange(0, D, 2).float() / D))
+        turn = config.rope_theta ** (-torch.arange(0, D, 2, device="cpu").float() / D)  # (D/2,) radians a position; on the CPU, as load_model wants
+        if config.rope_scaling:  # what makes fewer than `low` turns in the original context turns `factor` times slower; more than `high`: as it did
+            factor, low, high, context = config.rope_scaling
+            turn *= 1 / factor + (1 - 1 / factor) * ((context * turn / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
+        angle = torch.outer(torch.arange(config.block_size, device="cpu").float(), turn)
         self.register_buffer("cos", torch.cat((angle.cos(), angle.cos()), dim=-1)[:, None], persistent=False)  # (T, 1, D)
         self.register_buffer("sin", torch.cat((-angle.sin(), angle.sin()), dim=-1)[:, None], persistent=False)
         for name, p in self.named_parameters():
@@ -137,8 +139,7 @@ class GPT(nn.Module):
         """idx (B,T) -> logits (B,T,V); with targets (B,T) -> losses (B,T) float32, in nats: -log P(target | the tokens up to it).
 
         targets[b, i] is the token after idx[b, i] (data.py shifts them); a target of -1 is ignored and its loss is 0. keep promises
-        that at most so many of the losses will be differentiated: the same numbers, for less time and memory (SelectedLoss).
-        """
+        that at most so many of the losses will be differentiated: the same numbers, for less time and memory (SelectedLoss)."""
         start = cache[0].n if cache else 0
         if start + idx.shape[1] > self.config.block_size:
             raise ValueError(f"{start + idx.shape[1]} tokens do not fit in block_size {self.config.block_size}")
@@ -169,8 +170,7 @@ class GPT(nn.Module):
         length = torch.tensor([len(p) for p in prompts], device=self.embed.weight.device)
         total = min(int(length.max()) + max_new_tokens, self.config.block_size)
         tokens = torch.tensor([p + [0] * (total - len(p)) for p in prompts], device=length.device)
-        cache, done = [KVCache(total) for _ in self.blocks], torch.zeros_like(length, dtype=torch.bool)
-        begin, end = 0, int(length.min())
+        cache, done, begin, end = [KVCache(total) for _ in self.blocks], torch.zeros_like(length, dtype=torch.bool), 0, int(length.min())
         while end < total and not done.all():
             logits = self(tokens[:, begin:end], cache=cache)[:, -1].float()  # (B, V)
             new = torch.multinomial((logits / temperature).softmax(-1), 1)[:, 0] if temperature > 0 else logits.argmax(-1)
@@ -235,7 +235,7 @@ def load_checkpoint(path):
     if not path.is_file():
         sys.exit(f"There is no checkpoint at {path}: train one first (python train_ref.py), or give the path of one.")
     try:
-        ckpt = torch.load(path, map_location="cpu", weights_only=True)
+        ckpt = torch.load(path, map_location="cpu", weights_only=True, mmap=os.name == "posix")  # elsewhere an open file cannot be replaced
         missing = {"model", "optimizer", "step", "config", "args", "tokenizer", "corpus"} - set(ckpt)
     except Exception as e:
         sys.exit(f"{path} is not a checkpoint that can be read: truncated, or not one of this project's ({type(e).__name__}).")
@@ -247,11 +247,13 @@ def load_model(source, device="cpu", bf16=False):
     """(GPT, the checkpoint's content) from a checkpoint's file, its run's folder, or its content as load_checkpoint returned it."""
     ckpt = source if isinstance(source, dict) else load_checkpoint(source)
     try:
-        model = GPT(GPTConfig(**ckpt["config"]), bf16)
-        model.load_state_dict(ckpt["model"])
+        with torch.device("meta"):  # no memory for weights: the model takes the checkpoint's, in float32
+            model = GPT(GPTConfig(**ckpt["config"]), bf16)
+        model.load_state_dict(ckpt["model"], assign=True)
+        model.head.weight = model.embed.weight if model.config.tie_embeddings else model.head.weight
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as e:
         sys.exit(f"The checkpoint's weights do not fit its own configuration, so it is not one of this project's ({type(e).__name__}).")
-    return model.to(device), ckpt
+    return model.to(device, torch.float32), ckpt
 
 @contextlib.contextmanager
 def plain_errors():
@@ -309,15 +311,13 @@ def open_run(parser, argv):
                 sys.exit(f"--decay_from needs a checkpoint of --schedule constant; {source} has --schedule {saved['schedule']}, or has decayed already.")
     if not ckpt and args.init_from != "scratch" and not ckpt_path(args.init_from).is_file():
         sys.exit(f"There is no checkpoint at {args.init_from} to start from; --init_from takes a run's folder, a checkpoint, or scratch.")
-    steps, begin = args.tokens // args.batch_tokens, ckpt["step"] if ckpt else 0
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    steps, begin, world = args.tokens // args.batch_tokens, ckpt["step"] if ckpt else 0, int(os.environ.get("WORLD_SIZE", 1))
     if args.batch_tokens % (args.block_size * args.micro_batch * world):
         sys.exit(f"--batch_tokens {args.batch_tokens} must be a multiple of --micro_batch {args.micro_batch} windows of --block_size {args.block_size} tokens"
                  + (f" for each of {world} processes." if world > 1 else "."))
-    if args.resume and begin >= steps:
-        sys.exit(f"The run in {args.out} is finished; give --overwrite to begin anew, or another --out.")
     if begin >= steps:
-        sys.exit(f"--tokens {args.tokens:,} leaves no step of --batch_tokens {args.batch_tokens:,}" + (f" after step {begin}." if ckpt else "."))
+        sys.exit(f"The run in {args.out} is finished; give --overwrite to begin anew, or another --out." if args.resume else
+                 f"--tokens {args.tokens:,} leaves no step of --batch_tokens {args.batch_tokens:,}" + (f" after step {begin}." if ckpt else "."))
     if not args.resume and not args.overwrite and (any(Path(args.out).glob("*.pt")) or (Path(args.out) / "scores").exists()):
         sys.exit(f"{args.out} holds a run already: give --resume to go on with it, --overwrite to begin anew, or another --out.")
     return args, ckpt

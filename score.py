@@ -4,7 +4,7 @@
     python score.py --show                              a page of the web corpus in the terminal, coloured by excess loss
     python score.py --show FILE --ratio 0.6             a text of your own
 """
-import argparse, contextlib, dataclasses, functools, hashlib, json, math, os, re, runpy, shutil, sys
+import argparse, contextlib, functools, hashlib, json, math, os, re, runpy, shutil, sys
 from datetime import timedelta
 from fractions import Fraction
 from pathlib import Path
@@ -84,7 +84,7 @@ def reference_scores(model, x, y, entropy=False):
 
 def weights_hash(model):
     """sha256 over a model's shape and tensors, by which a score file knows its reference."""
-    h = hashlib.sha256(json.dumps(dataclasses.asdict(model.config), sort_keys=True).encode())
+    h = hashlib.sha256(json.dumps({k: v for k, v in vars(model.config).items() if v is not None}, sort_keys=True).encode())
     for name, t in sorted(model.state_dict().items()):
         h.update(name.encode() + t.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
