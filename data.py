@@ -6,7 +6,7 @@
 
 A corpus is a folder: train.bin and val.bin (uint16 or uint32 tokens, documents ending with end-of-text), meta.json, where the
 truth is known train.kind.bin and val.kind.bin (uint8 a token), and, to measure accuracy, problems.jsonl (prompt, answer)."""
-import argparse, base64, contextlib, hashlib, json, math, os, random, shutil, string, sys, time
+import argparse, base64, contextlib, hashlib, json, math, os, random, runpy, shutil, string, sys, time
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
@@ -22,10 +22,12 @@ REF, WEB = "corpus/ref", "corpus/web"  # where the embedded corpus is made
 PATTERN = r" ?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # words with the space before them, numbers of 1 or 2 digits, signs, white space
 
 def get_tokenizer(name="embedded"):
-    """A tiktoken.Encoding: 'embedded', a public name such as 'gpt2', or a file of ranks (a base64 token and its rank a line; text is
-    split by PATTERN). Exits with a sentence if it cannot be had."""
+    """A tiktoken.Encoding: 'embedded', a public name such as 'gpt2', a folder with tokenizer.json, or a file of ranks (a base64 token
+    and its rank a line; text is split by PATTERN). Exits with a sentence if it cannot be had."""
     path = Path(__file__).with_name("vocab.tiktoken") if name == "embedded" else Path(name)
     try:
+        if (path / "tokenizer.json").is_file():
+            return runpy.run_path(str(Path(__file__).parent / "extras" / "hf.py"))["folder_tokenizer"](name)
         if not path.is_file():
             return tiktoken.get_encoding(name)
         # Our own lines, since tiktoken's loader caches by path and would read a file that changed as it was.
@@ -266,7 +268,7 @@ def main(argv=None):
     arg("--val_share", type=number(1e-9, 0.5), default=0.01, help="share of the texts, or of each array, that is held out (default 0.01)")
     arg("--field", default="text", help="the field of a .jsonl row that is its text (default text)")
     arg("--template", nargs="+", default=[], help="how a row becomes text, e.g. 'Question: {question}\\nAnswer: {answer}'; of several, the first that fits it")
-    arg("--tokenizer", default=None, help="embedded, a public name such as gpt2, or a ranks file (default embedded)")
+    arg("--tokenizer", default=None, help="embedded, a public name such as gpt2, a folder with tokenizer.json, or a ranks file (default embedded)")
     arg("--ids", nargs="+", default=[], metavar="FILE", help=".npy arrays of token ids instead of text; needs --vocab_size or --tokenizer")
     arg("--vocab_size", type=COUNT, default=None, help="number of token ids, for --ids without --tokenizer")
     arg("--seed", type=SEED, default=0, help="of the embedded text and of the scattering, apart from the seed of a run (default 0)")
@@ -279,9 +281,7 @@ def main(argv=None):
     args = p.parse_args(argv)
     folders = [args.out] if args.text or args.ids else [f"{args.out}/ref", f"{args.out}/web"]
     enc, shares = get_tokenizer(args.tokenizer or "embedded"), {part: getattr(args, part) for part in SHARES}
-    identity, size = tokenizer_id(enc), enc.n_vocab
-    if args.ids and not args.tokenizer:
-        identity, size = {"name": "ids", "sha256": f"{args.vocab_size} ids"}, args.vocab_size
+    identity, size = ({"name": "ids", "sha256": f"{args.vocab_size} ids"}, args.vocab_size) if args.ids and not args.tokenizer else (tokenizer_id(enc), enc.n_vocab)
     if not size or not sum(shares.values()):
         sys.exit("--ids needs --vocab_size N or --tokenizer, and the weights of the web corpus's parts must not all be 0.")
     there = [folder for folder in folders if Path(folder).exists()]

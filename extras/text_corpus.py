@@ -181,7 +181,7 @@ def write(out, stream, total, tokenizer, made_by, max_tokens=None):
         meta = write_corpus(out, pieces(files, enc.eot_token, max_tokens), tokenizer_id(enc), enc.n_vocab, made_by, end=enc.eot_token)
     except (KeyboardInterrupt, OSError, concurrent.futures.BrokenExecutor) as e:
         sys.exit(f"Stopped ({str(e) or 'interrupted'}). What was tokenized is kept in {part}: the same command goes on from there.")
-    except SystemExit:  # the text is unfit
+    except (SystemExit, ValueError):  # the text is unfit
         shutil.rmtree(part)
         raise
     finally:

@@ -95,3 +95,16 @@ def test_parquet(tmp_path):
     parquet.write_table(pyarrow.table({"text": [f"page {i}" for i in range(200)], "url": ["x"] * 200}), tmp_path / "a.parquet")
     data.main(["--text", str(tmp_path / "a.parquet"), "--out", str(tmp_path / "c")])
     assert sorted(documents(tmp_path / "c") + documents(tmp_path / "c", "val")) == sorted(f"page {i}" for i in range(200))
+
+def test_a_folder_of_a_dataset(tmp_path, refused):
+    pytest.importorskip("datasets", reason="datasets is optional")
+    import hf
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl").write_text("".join(json.dumps({"body": f"page {i % 150} of the set"}) + "\n" for i in range(200)))
+    hf.main(["corpus", str(tmp_path / "set"), "--field", "body", "--max_tokens", "500", "--val_share", "0.1", "--out", str(tmp_path / "c")])
+    train, val = documents(tmp_path / "c"), documents(tmp_path / "c", "val")
+    tokens = json.loads((tmp_path / "c" / "meta.json").read_text())["train"]["tokens"]
+    assert 480 < tokens <= 500 and len(set(train + val)) == len(train + val) and train[0] == "page 0 of the set" and val[0] == "page 9 of the set"
+    refused(hf.main, ["corpus", str(tmp_path / "set"), "--field", "no", "--out", str(tmp_path / "d")], "--field")
+    refused(hf.main, ["corpus", str(tmp_path / "absent"), "--out", str(tmp_path / "d")], "absent")
+    assert not list(tmp_path.glob("d*"))
