@@ -281,7 +281,9 @@ def main(argv=None):
     args = p.parse_args(argv)
     folders = [args.out] if args.text or args.ids else [f"{args.out}/ref", f"{args.out}/web"]
     enc, shares = get_tokenizer(args.tokenizer or "embedded"), {part: getattr(args, part) for part in SHARES}
-    identity, size = ({"name": "ids", "sha256": f"{args.vocab_size} ids"}, args.vocab_size) if args.ids and not args.tokenizer else (tokenizer_id(enc), enc.n_vocab)
+    identity, size = tokenizer_id(enc), enc.n_vocab
+    if args.ids and not args.tokenizer:
+        identity, size = {"name": "ids", "sha256": f"{args.vocab_size} ids"}, args.vocab_size
     if not size or not sum(shares.values()):
         sys.exit("--ids needs --vocab_size N or --tokenizer, and the weights of the web corpus's parts must not all be 0.")
     there = [folder for folder in folders if Path(folder).exists()]
