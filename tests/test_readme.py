@@ -78,7 +78,7 @@ def test_every_command_runs(folder, run):
             MAIN[script](argv)
 
 def test_every_flag_it_names_exists():
-    helps = "".join(subprocess.run([sys.executable, script, "-h"], cwd=ROOT, capture_output=True, text=True, check=True).stdout for script in MAIN) + "torchrun's --nproc_per_node"
+    helps = "".join(subprocess.run([sys.executable, script, "-h"], cwd=ROOT, capture_output=True, text=True, check=True).stdout for script in MAIN) + "torchrun's --nproc_per_node "
     helps += "".join(subprocess.run([sys.executable, "extras/hf.py", command, "-h"], cwd=ROOT, capture_output=True, text=True, check=True).stdout for command in ("import", "export", "tokenize", "corpus"))
     for flag in set(re.findall(r"(?<![\w-])--[a-z]\w+", README)):
         assert re.search(rf"{flag}\b", helps), flag
