@@ -35,7 +35,7 @@ def get_tokenizer(name="embedded"):
         return tiktoken.Encoding(name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": max(ranks.values()) + 1})
     except Exception as e:  # an unknown name, no network and no cache, or a file of something else
         sys.exit(f"The tokenizer {name!r} is neither a file of ranks nor one that tiktoken can load here ({type(e).__name__}): use --tokenizer embedded, "
-                 "a ranks file, a machine with a network or a filled TIKTOKEN_CACHE_DIR, or --ids for arrays tokenized elsewhere.")
+                 "a ranks file, a folder with tokenizer.json, a machine with a network or a filled TIKTOKEN_CACHE_DIR, or --ids for arrays tokenized elsewhere.")
 
 @lru_cache
 def tokenizer_id(enc):

@@ -5,8 +5,7 @@
     python extras/hf.py tokenize FOLDER a.jsonl --out a.npy         its tokenizer's ids, for python data.py --ids a.npy --vocab_size N
     python extras/hf.py export out/slm FOLDER                       a trained model, for transformers, lm-evaluation-harness and vLLM
 
-FOLDER is on this machine; nothing is downloaded. import and export need the package safetensors, tokenize needs transformers.
-"""
+FOLDER is on this machine; nothing is downloaded. import and export need the package safetensors, tokenize needs transformers."""
 import argparse
 import contextlib
 import importlib
@@ -57,8 +56,7 @@ def whole_folder(folder, holds, overwrite):
         shutil.rmtree(part, ignore_errors=True)
 
 # ----------------------------------------------------------------------------- tokenizers
-# How GPT-2 splits a text, and how that becomes one pattern where each digit is split off first: white space before a digit is then
-# at the end of what GPT-2's pattern sees, so all of it stays together.
+# How GPT-2 splits a text; and the same where each digit is split off first, so that white space before one is at an end and stays whole.
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 DIGITS = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
 EOT = ("<|endoftext|>", "<|end_of_text|>")  # names of the token between documents; then what tokenizer_config.json calls eos_token
@@ -99,12 +97,12 @@ def merges_of(ranks):
     the lowest rank, as tiktoken does; and the tokens that no two others make, which a text has only as a whole piece."""
     pairs, lone = [], []
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        parts = [token[i:i + 1] for i in range(len(token))]
-        while len(parts) > 2:
-            least, i = min((ranks.get(parts[i] + parts[i + 1], rank), i) for i in range(len(parts) - 1))
-            if least >= rank:
-                break
+        parts, n = [token[i:i + 1] for i in range(len(token))], len(token) - 1
+        costs = [ranks.get(token[i:i + 2], rank) for i in range(n)]  # of the pairs of neighbours
+        while len(parts) > 2 and (least := min(costs)) < rank:
+            i, n = costs.index(least), n - 1
             parts[i:i + 2] = [parts[i] + parts[i + 1]]
+            costs[max(i - 1, 0):i + 2] = [ranks.get(parts[j] + parts[j + 1], rank) for j in range(max(i - 1, 0), min(i + 1, n))]
         splits = [parts] if len(parts) == 2 else [(token[:i], token[i:]) for i in range(1, len(token))]
         pairs += [(a, b) for a, b in splits if a in ranks and b in ranks]
         lone += [token] * (len(parts) > 2)
@@ -112,17 +110,15 @@ def merges_of(ranks):
 
 def pattern_of(pre):
     """The pattern that splits a text as a tokenizer.json's pre_tokenizer does. Unsupported if it is none of the known kinds."""
-    steps = pre["pretokenizers"] if pre and pre["type"] == "Sequence" else [pre or {"type": None}]
-    kinds, first, last = [step["type"] for step in steps], steps[0], steps[-1]
-    if last["type"] == "ByteLevel" and not last.get("add_prefix_space", True):
-        own = last.get("use_regex", True)
-        if kinds == ["ByteLevel"] and own:
+    steps = [{"use_regex": True, **step} for step in (pre["pretokenizers"] if pre and pre["type"] == "Sequence" else [pre or {}])]
+    match steps:
+        case [{"type": "ByteLevel", "use_regex": True, "add_prefix_space": False}]:
             return GPT2
-        if kinds == ["Digits", "ByteLevel"] and own and first["individual_digits"]:  # SmolLM2
+        case [{"type": "Digits", "individual_digits": True}, {"type": "ByteLevel", "use_regex": True, "add_prefix_space": False}]:  # SmolLM2
             return DIGITS
-        if kinds == ["Split", "ByteLevel"] and not own and first["behavior"] == "Isolated" and not first["invert"] and "Regex" in first["pattern"]:
-            return first["pattern"]["Regex"]  # Llama 3, Qwen
-    raise Unsupported(f"its pre-tokenizer ({', '.join(map(str, kinds))}) is none of the byte-level kinds of GPT-2, Llama 3, SmolLM2 and Qwen")
+        case [{"type": "Split", "pattern": {"Regex": own}, "behavior": "Isolated", "invert": False}, {"type": "ByteLevel", "use_regex": False, "add_prefix_space": False}]:
+            return own  # Llama 3, Qwen
+    raise Unsupported(f"its pre-tokenizer ({', '.join(str(step.get('type')) for step in steps)}) is none of the byte-level kinds of GPT-2, Llama 3, SmolLM2 and Qwen")
 
 def read_tokenizer(folder):
     """FOLDER/tokenizer.json as a FolderEncoding whose name is FOLDER. Unsupported if tiktoken would give other ids; exits with a
@@ -138,8 +134,7 @@ def read_tokenizer(folder):
         eot = [specials[s] for s in (*EOT, eos["content"] if isinstance(eos, dict) else eos) if s in specials]
         for wrong, why in ((model["type"] != "BPE" or model.get("byte_fallback"), "it is no byte-level BPE (SentencePiece kinds are none)"),
                            (normalizer and normalizer["type"] != "NFC", f"its normalizer is {normalizer and normalizer['type']}, not NFC or none"),
-                           (model.get("dropout") or model.get("unk_token") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"),
-                            "its BPE has dropout, an unknown token, a prefix or a suffix"),
+                           (any(map(model.get, ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"))), "its BPE has dropout, an unknown token or affixes"),
                            (not eot, f"it has no token between documents ({' or '.join(EOT)}, or an eos_token in tokenizer_config.json)")):
             if wrong:
                 raise Unsupported(why)
@@ -168,8 +163,7 @@ def tokenizer_json(enc):
     """tokenizer.json of a tiktoken.Encoding, as an object: the same ids."""
     if (Path(enc.name) / "tokenizer.json").is_file():  # a folder's: its own, but no token is added to a text
         return {**read_json(Path(enc.name) / "tokenizer.json"), "truncation": None, "padding": None, "post_processor": None}
-    # In the other engine $ also stands before a newline, and + after {1,3} is no longer "possessive" (which ends a repetition here).
-    pattern = re.sub(r"(\{\d+,\d*\})\+", r"\1", enc._pat_str).replace("$", r"(?![\s\S])")
+    pattern = re.sub(r"(\{\d+,\d*\})\+", r"\1", enc._pat_str)  # in the other engine + after {1,3} repeats it; here it only says "never take less"
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -194,17 +188,15 @@ def hf_name(name):
 def read_config(folder, block_size=None):
     """The GPTConfig of FOLDER/config.json; exits with a sentence if it asks for what model.py does not compute."""
     c = read_json(Path(folder) / "config.json")
-    kind, mistral = c.get("model_type"), c.get("model_type") == "mistral"
-    if kind not in ("llama", "mistral"):
-        sys.exit(f"{folder} cannot be imported: its model_type is {kind!r}, and model.py computes llama and mistral only.")
+    if c.get("model_type") not in ("llama", "mistral"):
+        sys.exit(f"{folder} cannot be imported: its model_type is {c.get('model_type')!r}, and model.py computes llama and mistral only.")
     try:
-        C, H = c["hidden_size"], c["num_attention_heads"]
+        C, H, mistral = c["hidden_size"], c["num_attention_heads"], c["model_type"] == "mistral"
         longest, window = c.get("max_position_embeddings", 2048), c.get("sliding_window", 4096) if mistral else None  # absent: their defaults
         T = block_size or min(longest, window or longest, 2048)
         rope = {"rope_theta": c.get("rope_theta"), **(c.get("rope_scaling") or {}), **(c.get("rope_parameters") or {})}  # the newer name is the last
         turn = rope.get("rope_type") or rope.get("type") or "default"
         for wrong, why in ((turn not in ("default", "llama3"), f"its rope scaling is of type {turn!r}; model.py has Llama 3's"),
-                           ((rope.get("partial_rotary_factor") or c.get("partial_rotary_factor") or 1) != 1, "it rotates only a part of each head (partial_rotary_factor)"),
                            (c.get("attention_bias") or c.get("mlp_bias"), "it has biases (attention_bias or mlp_bias)"),
                            (c.get("head_dim") not in (None, C / H), f"its head_dim {c.get('head_dim')} is not hidden_size / num_attention_heads, {C / H:g}"),
                            (c.get("hidden_act", "silu") != "silu", f"its hidden_act is {c.get('hidden_act')!r}, not silu"),
@@ -215,7 +207,7 @@ def read_config(folder, block_size=None):
                 sys.exit(f"{folder} cannot be imported: {why}.")
         return GPTConfig(vocab_size=c["vocab_size"], block_size=T, n_layer=c["num_hidden_layers"], n_head=H, n_embd=C, n_hidden=c["intermediate_size"],
                          n_kv_head=(c["num_key_value_heads"] if mistral else c.get("num_key_value_heads")) or H,  # absent: H, but 8 in a mistral
-                         rope_theta=float(rope["rope_theta"] or 10000), norm_eps=c.get("rms_norm_eps", 1e-6),
+                         rope_theta=float(rope["rope_theta"] or 10000), norm_eps=float(c.get("rms_norm_eps", 1e-6)),
                          rope_scaling=tuple(float(rope[name]) for name in SCALING) if turn == "llama3" else None, tie_embeddings=bool(c.get("tie_word_embeddings", False)))
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as e:
         sys.exit(f"{folder} cannot be imported: its config.json lacks or garbles something ({type(e).__name__}: {e}).")
@@ -226,9 +218,8 @@ def read_weights(folder, config, dtype):
     st, folder, state = need("safetensors.torch"), Path(folder), {}
     with torch.device("meta"):
         ours = {hf_name(name): (name, t.shape) for name, t in GPT(config).state_dict().items()}
-    files = ["model.safetensors"]
-    if not (folder / files[0]).is_file() and (folder / "model.safetensors.index.json").is_file():
-        files = sorted(set(read_json(folder / "model.safetensors.index.json").get("weight_map", {}).values()))
+    one, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    files = sorted(set(read_json(index).get("weight_map", {}).values())) if index.is_file() and not one.is_file() else [one.name]
     for file in tqdm(files, desc="reading", unit=" files", disable=len(files) < 2):
         try:
             with st.safe_open(folder / file, framework="pt") as f:
@@ -237,7 +228,7 @@ def read_weights(folder, config, dtype):
                     if name:
                         t = f.get_tensor(there)
                         if t.shape != shape or not t.is_floating_point() or t.itemsize < 2:
-                            sys.exit(f"{folder} cannot be imported: {there} is {t.dtype} of shape {list(t.shape)} where config.json has numbers of shape {list(shape)}.")
+                            sys.exit(f"{folder} cannot be imported: {there} is {t.dtype} of shape {list(t.shape)}, not numbers of shape {list(shape)}.")
                         state[name] = t.to(dtype)
                     elif not there.endswith("rotary_emb.inv_freq"):  # old files keep what is computed here
                         sys.exit(f"{folder} cannot be imported: {file} has {there}, for which model.py has no place.")
@@ -282,15 +273,15 @@ def export_model(args):
             "rope_scaling": {"rope_type": "llama3", **dict(zip(SCALING, c.rope_scaling))} if c.rope_scaling else None, "attention_bias": False, "mlp_bias": False,
             "tie_word_embeddings": c.tie_embeddings, "bos_token_id": None, "eos_token_id": eos, "torch_dtype": args.dtype}, "generation_config.json": {"eos_token_id": eos}}
         if enc:
-            files["tokenizer.json"] = tokenizer_json(enc)
-            files["tokenizer_config.json"] = {
+            files |= {"tokenizer.json": tokenizer_json(enc), "tokenizer_config.json": {
                 "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": next(name for name, i in enc._special_tokens.items() if i == eos),
-                "add_bos_token": False, "add_eos_token": False, "clean_up_tokenization_spaces": False, "model_max_length": c.block_size}
+                "add_bos_token": False, "add_eos_token": False, "clean_up_tokenization_spaces": False, "model_max_length": c.block_size}}
         part.mkdir(parents=True)
         st.save_file({hf_name(n): t.to(dtype) for n, t in model.state_dict().items() if n != "head.weight" or not c.tie_embeddings},
                      part / "model.safetensors", metadata={"format": "pt"})
         for name, content in files.items():
             (part / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        shutil.copymode(part / "config.json", part / "model.safetensors")  # which the package lets no one else read
         for file in Path(args.tokenizer).glob("*token*") if args.tokenizer and not enc else ():  # as they are
             shutil.copy(file, part)
     print(f"{args.folder}: {', '.join(sorted(p.name for p in Path(args.folder).iterdir()))}" + ("" if enc or args.tokenizer else
@@ -299,37 +290,32 @@ def export_model(args):
 # ----------------------------------------------------------------------------- ids of any tokenizer
 def tokenize(args):
     import text_corpus  # here, since data.py comes to this file for a tokenizer
-    transformers, out, n = need("transformers"), Path(args.out), 0
+    transformers, out, config, n, begins = need("transformers"), Path(args.out), Path(args.folder) / "config.json", 0, True
     if out.exists() and not args.overwrite:
         sys.exit(f"{out} is already there; give --overwrite to replace it, or another --out.")
     try:
         tok = transformers.AutoTokenizer.from_pretrained(Path(args.folder).resolve(strict=True), local_files_only=True)
-        eos, size = int(tok.eos_token_id), len(tok)
+        eos = int(tok.eos_token_id)
     except Exception as e:  # many kinds, by the tokenizer
         sys.exit(f"transformers finds no tokenizer with an eos_token in {args.folder} ({type(e).__name__}: {(str(e).splitlines() or [''])[0]}).")
-    if (config := Path(args.folder) / "config.json").is_file():
-        size = max(size, read_json(config).get("vocab_size", 0))
+    size = max(len(tok), read_json(config).get("vocab_size", 0) if config.is_file() else 0)
     # A name of a special token in a text is text, so that no text can end a document.
     encode = lambda text: tok(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     newline, part, templates = encode("\n"), Path(f"{out}.{os.getpid()}.part"), [*(t.replace("\\n", "\n") for t in args.template), "{%s}" % args.field]
     header = lambda f: np.lib.format.write_array_header_1_0(f, {"descr": "<u4", "fortran_order": False, "shape": (n,)})  # 128 bytes whatever n is
     try:
-        with open(part, "wb") as f, tqdm(desc="tokenizing", unit=" texts", unit_scale=True, mininterval=1) as bar:
+        with open(part, "wb") as f:
             header(f)
             for file in text_corpus.files_of(args.files):
-                begins = True
-                for text, ends in text_corpus.texts(file, templates):
+                for text, ends in tqdm(text_corpus.texts(file, templates), desc=file, unit=" texts", unit_scale=True, mininterval=1):
                     ids = encode(text if begins else "\n" + text)
                     if not begins:  # a later piece of a document: as it is after a line, without the space that some put before a text
                         ids = ids[len(newline):] if ids[:len(newline)] == newline else encode(text)
                     f.write(np.array(ids + [eos] * ends, dtype="<u4").tobytes())
                     n, begins = n + len(ids) + ends, ends
-                    bar.update()
             f.seek(0)
             header(f)
-        if not n:
-            sys.exit("There is no text in these files.")
-        os.replace(part, out)
+        os.replace(part, out) if n else sys.exit("There is no text in these files.")
     finally:
         part.unlink(missing_ok=True)
     print(f"{out}: {n:,} tokens\n  next: python data.py --ids {out} --vocab_size {size} --out corpus/mine")
@@ -368,7 +354,7 @@ def corpus(args):
 
 @plain_errors()
 def main(argv=None):
-    p = argparse.ArgumentParser(usage="python extras/hf.py import | export | tokenize | corpus ... (each has -h)", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(usage="python extras/hf.py import|export|tokenize|corpus ...", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = p.add_subparsers(dest="command", required=True)
     new = lambda name, text: commands.add_parser(name, usage=f"python extras/hf.py {name} ...", description=text).add_argument
     arg = new("import", "A pretrained model becomes a checkpoint.")
@@ -398,7 +384,7 @@ def main(argv=None):
     for name, command in commands.choices.items():
         command.add_argument("--overwrite", action="store_true", help="replace what is there")
         if name in ("import", "export"):
-            command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights in the file (default float32); training has them in float32")
+            command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights in the file; training has them in float32 (default float32)")
     args = p.parse_args(argv)
     {"import": import_model, "export": export_model, "tokenize": tokenize, "corpus": corpus}[args.command](args)
 
