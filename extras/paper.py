@@ -82,7 +82,10 @@ REF_BUDGETS = (0.5, 1)  # smaller references, whose cost counts
 # Real text (extras/real_text.py), from scratch and from a pretrained model; a fifth of the noisy corpus is worked problems.
 REAL_ARMS = {"CLM": "--ratio 1", "SLM": "--ratio 0.2", "random": "--ratio 0.2 --score random"}
 REAL = {"scratch": {"flags": "--depth 3 --block_size 256 --batch_tokens 2048 --micro_batch 8 --warmup 100 --eval_interval 500", "depth": 3, "grid": (1.5e-3, 3e-3, 6e-3, 1.2e-2), "tune_at": 1,
-                    "ref": (2, 3e-3), "budgets": {"CLM": (1, 2, 4), "SLM": (0.5, 1, 2, 4), "random": (2, 4)}}}
+                    "ref": (2, 3e-3), "seeds": 3, "budgets": {"CLM": (1, 2, 4), "SLM": (0.5, 1, 2, 4), "random": (2, 4)}},
+        # SmolLM2-135M: 200 tokens a second on two cores, so thousands of tokens and one seed
+        "pretrained": {"flags": "--block_size 256 --batch_tokens 1024 --micro_batch 4 --warmup 5 --eval_interval 20 --eval_windows 32", "depth": 30, "grid": (1e-4, 3e-4, 1e-3), "tune_at": 0.015,
+                       "ref": (0.04, 3e-4), "seeds": 1, "budgets": {"CLM": (0.015, 0.03, 0.06), "SLM": (0.0075, 0.015, 0.03, 0.06), "random": (0.06,)}}}
 
 # Changes to train_slm.py, each a few visible lines: (what stands there, what stands there then).
 FORWARD = ("losses = forward(x, y, keep)", "losses = forward(x, y)")  # without `keep`: more losses than the ratio's are differentiated
@@ -206,7 +209,7 @@ class Lab:
 
     # ------------------------------------------------------------------------- running them
     def command(self, run):
-        where = f"--out {self.path(run)}" if run.script != "score.py" else ""
+        where = f"--out {self.path(run)}" if run.script not in ("score.py", "extras/hf.py") else ""
         threads = f"OMP_NUM_THREADS={self.args.threads} " if self.args.device == "cpu" else ""
         return f"{threads}{'PYTHONPATH=. ' if 'variants/' in run.script else ''}python {run.script} {run.flags} {where}".strip()
 
@@ -254,14 +257,14 @@ class Lab:
             Path(run.script).parent.mkdir(parents=True, exist_ok=True)
             Path(run.script).write_text(varied(next(name for name in VARIANTS if slug(name) == Path(run.script).stem)))
         out, command, begin = Path(self.path(run)), self.command(run), time.time()
-        argv, trains = [sys.executable, run.script, *shlex.split(run.flags)], run.proof == "ckpt.pt"
+        argv, trains = [sys.executable, run.script, *shlex.split(run.flags)], run.script.startswith("train_") or "variants/" in run.script
         note = out / "command.txt"
         if trains and note.exists() and note.read_text() == command and (out / "ckpt.pt").exists():
             ckpt = load_checkpoint(out)
             ended = ckpt["step"] >= ckpt["args"]["tokens"] // ckpt["args"]["batch_tokens"]
             argv = None if ended else [sys.executable, run.script, "--resume", "--out", str(out)]
         else:
-            argv += ["--out", str(out)] * (run.script != "score.py") + ["--overwrite"] * (trains or run.script == "score.py" or (run.script == "data.py" and out.exists()))
+            argv += ["--out", str(out)] * (run.script not in ("score.py", "extras/hf.py")) + ["--overwrite"] * (trains or run.script in ("score.py", "extras/hf.py") or (run.script == "data.py" and out.exists()))
             if trains:
                 out.mkdir(parents=True, exist_ok=True)
                 note.write_text(command)
@@ -393,7 +396,8 @@ def real_corpus(lab, start):
     """(clean, noisy): the corpora of real text, in the tokenizer of a start; held out are GSM8K rows and web pages."""
     text = Run("real/text", "extras/real_text.py", f"{lab.work}/data", proof="page.txt")  # a link to --data DIR
     folder = lab.path(text)
-    return [Run(f"real/{start}/{name}", "data.py", f"--text {folder}/{name}.jsonl --val {folder}/{held}.jsonl", (text,), 1, proof="meta.json") for name, held in (("clean", "target"), ("noisy", "web"))]
+    tokenizer = f" --tokenizer {lab.work}/model" if start == "pretrained" else ""
+    return [Run(f"real/{start}/{name}", "data.py", f"--text {folder}/{name}.jsonl --val {folder}/{held}.jsonl{tokenizer}", (text,), 1, proof="meta.json") for name, held in (("clean", "target"), ("noisy", "web"))]
 
 def real_run(lab, start, arm, tokens, seed, lr=None):
     """A reference ("reference", on the clean text) or an arm on the noisy text."""
@@ -403,17 +407,25 @@ def real_run(lab, start, arm, tokens, seed, lr=None):
         tokens, lr = s["ref"]
     else:
         script, flags, data = "train_slm.py", REAL_ARMS[arm] + " ", noisy
-        lr = lr or lab.choose({lr: real_run(lab, start, arm, s["tune_at"], 0, lr) for lr in s["grid"]}, by="val_ref")
+        tuned = "CLM" if start == "pretrained" and arm == "random" else arm  # which is short of time
+        lr = lr or lab.choose({lr: real_run(lab, start, tuned, s["tune_at"], 0, lr) for lr in s["grid"]}, by="val_ref")
         if arm == "SLM":
             ref = real_run(lab, start, "reference", tokens, seed)
             needs, flags = [*needs, ref], flags + f"--ref {lab.path(ref)} --online "
+    if start == "pretrained":
+        base = Run("real/pretrained/base", "extras/hf.py", f"import {lab.work}/model {lab.work}/real/pretrained/base --block_size {64 if lab.args.quick else 256}")
+        needs, flags = [*needs, base], flags + f"--init_from {lab.path(base)} "
     flags += f"--data {lab.path(data)} --target {lab.path(clean)} {s['flags'] if not lab.args.quick else lab.common(1)} --device {lab.args.device} --lr {lr:g} --tokens {lab.count(tokens)} --seed {seed}"
     return Run(f"real/{start}/{arm}-{tokens:g}M-lr{lr:g}-s{seed}", script, flags, tuple(needs), tokens, s["depth"])
 
-def real(lab):
-    for start, s in REAL.items():
-        yield [real_run(lab, start, arm, s["tune_at"], 0, lr) for arm in s["budgets"] for lr in s["grid"]]
-        yield [real_run(lab, start, arm, t, seed) for seed in lab.seeds for arm, budgets in s["budgets"].items() for t in budgets] + [real_run(lab, start, "reference", 0, seed) for seed in lab.seeds]
+def real(lab, start="scratch"):
+    s = REAL[start]
+    yield [real_run(lab, start, arm, s["tune_at"], 0, lr) for arm in s["budgets"] if arm != "random" or start == "scratch" for lr in s["grid"]]
+    seeds = list(lab.seeds)[:s["seeds"]]
+    yield [real_run(lab, start, arm, t, seed) for seed in seeds for arm, budgets in s["budgets"].items() for t in budgets] + [real_run(lab, start, "reference", 0, seed) for seed in seeds]
+
+def pretrained(lab):
+    yield from real(lab, "pretrained")
 
 EXPERIMENTS = {  # name: (what it shows, its runs in stages)
     "fig1": ("Fig 1, Table 1: tokens to accuracy", fig1),
@@ -430,9 +442,10 @@ EXPERIMENTS = {  # name: (what it shows, its runs in stages)
     "noise": ("share and kind of noise, and model size", noise),
     "tab34": ("Tables 3 and 4: self-reference", tab34),
     "tab5": ("Table 5: weak-to-strong, and references of another domain", tab5),
-    "real": ("real text (needs --data DIR)", real),
+    "real": ("real text, from scratch (needs --data DIR)", real),
+    "pretrained": ("real text, from SmolLM2-135M (needs --data DIR and --model FOLDER)", pretrained),
 }
-SPEED = {1: 0.12, 2: 0.075, 3: 0.038, 4: 0.022}  # millions of tokens a second, two cores, by depth
+SPEED = {1: 0.12, 2: 0.075, 3: 0.038, 4: 0.022, 30: 0.0002}  # millions of tokens a second, two cores, by depth
 
 def minutes(runs):
     return sum(run.tokens / SPEED[run.depth] + 2 for run in runs) / 60
@@ -471,7 +484,8 @@ def main(argv=None):
     arg("--quick", action="store_true", help="tiny runs, one seed: the machinery, not the results; in out/paper_quick")
     arg("--draw", action="store_true", help="run nothing: draw and write from the results that are there")
     arg("--again", action="store_true", help="forget the results of these experiments and run them anew")
-    arg("--data", metavar="DIR", default=None, help="for `real`: the folder of real text that extras/real_text.py -h describes; without it `all` leaves that out")
+    arg("--data", metavar="DIR", default=None, help="for `real` and `pretrained`: the folder of real text that extras/real_text.py -h describes; without it `all` leaves that out")
+    arg("--model", metavar="FOLDER", default=None, help="for `pretrained`: a model in the Hugging Face layout with a byte-level tokenizer, as SmolLM2-135M")
     arg("--jobs", type=COUNT, default=None, help="runs side by side (default: one a core on a CPU, else 1)")
     arg("--threads", type=COUNT, default=1, help="threads of a run on a CPU (default 1)")
     arg("--device", default="cpu", help="cpu (default) or cuda; results of another device, depth or scale go to a folder of their own under out/")
@@ -483,17 +497,19 @@ def main(argv=None):
     names = list(EXPERIMENTS) if "all" in args.names else args.names
     if unknown := [name for name in names if name not in EXPERIMENTS]:
         sys.exit(f"There is no experiment {unknown[0]!r}; choose from all, {', '.join(EXPERIMENTS)}.")
-    if not args.data and "real" in names:
+    links = {"real": ("data",), "pretrained": ("data", "model")}
+    for name in [name for name in links if name in names and not all(getattr(args, link) for link in links[name])]:
         if "all" not in args.names:
-            sys.exit("The experiment `real` needs --data DIR; python extras/real_text.py -h says what is in it.")
-        names.remove("real")
+            sys.exit(f"The experiment {name} needs {' and '.join(f'--{link}' for link in links[name])}: see -h.")
+        names.remove(name)
     if not names and not args.list:
         p.error("name an experiment, or all, or give --list")
     lab = Lab(args)
-    if args.data:
-        (lab.work / "data").unlink(missing_ok=True)
-        lab.work.mkdir(parents=True, exist_ok=True)
-        (lab.work / "data").symlink_to((STARTED_IN / args.data).resolve())
+    for link in ("data", "model"):
+        if getattr(args, link):
+            (lab.work / link).unlink(missing_ok=True)
+            lab.work.mkdir(parents=True, exist_ok=True)
+            (lab.work / link).symlink_to((STARTED_IN / getattr(args, link)).resolve())
     if args.list:
         return show_list(lab)
     if not importlib.util.find_spec("matplotlib"):

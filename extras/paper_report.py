@@ -279,7 +279,7 @@ def fig3(lab):
     share = [mean([f["share"][c] for f in found]) for c in range(4)]
     return f"""The paper: on held-out OpenWebMath, 11 % of tokens stay hard (H→H), 12 % get harder, 26 % are learnt and 51 % are easy throughout; H→H and L→H fluctuate.
 
-**Here: {'no' if share[1] < 0.02 else 'few' if share[1] < 0.06 else 'as many'} tokens get harder ({share[1]:.1%}), and {share[0]:.0%} stay hard**: pages here are made of what can be learnt and of what cannot, so the junk is H→H. Tokens that a model unlearns need a corpus whose parts contradict each other; here that is the wrong solutions.
+**Here: {share[1]:.1%} of the tokens get harder, {share[0]:.0%} stay hard, {share[2]:.0%} are learnt and {share[3]:.0%} are easy throughout.** What stays hard is by its true kind {', '.join(f"{100 * mean([f['kind'][0][k] for f in found]):.0f} % {kind}" for k, kind in enumerate(KINDS) if mean([f['kind'][0][k] for f in found]) > 0.05)}.
 
 {keep(lab, fig, "fig3", "Loss over training of the four classes, and the true kinds in each")}
 
@@ -376,7 +376,7 @@ def fig9(lab):
     losses = [over_seeds(lab, make("SLM", r), "val_ref") for r in RATIOS]
     return f"""The paper: best near 60 %, of text that was filtered for maths before; no random selection.
 
-**Here: best at {RATIOS[best]:g}**, for pages of which 22 % is maths. Random selection at the same ratios never gains from dropping tokens.
+**Here: best at {RATIOS[best]:g}**, for pages of which 22 % is maths. Random selection at the same ratios is {'never' if max(map(mean, acc['random'])) <= mean(clm) + NEAR else 'sometimes'} better than CLM.
 
 {keep(lab, fig, "fig9", "Accuracy against the ratio, SLM and random selection")}
 
@@ -439,7 +439,7 @@ def tab34(lab):
     best = max(rows[1:], key=lambda row: float(row[2].split()[0]))
     return f"""The paper: with a reference trained on the noisy corpus itself, keeping the tokens of low reference loss, low entropy, or low in both gives 23.9, 23.0 and 24.8 against CLM's 21.5.
 
-**Here: the best of nine is {best[0]} at {best[1]} with {best[2]}, CLM has {rows[0][2]}.** Low loss and low entropy name what is easy, boilerplate and the grammar of prose before all, and not what is useful: junk goes, but so do the numbers of a solution.
+**Here: the best of nine is {best[0]} at {best[1]} with {best[2]}, CLM has {rows[0][2]}.** Low loss and low entropy name what is easy, such as boilerplate and the grammar of prose, and not what is useful.
 
 {table(["kept", "ratio", "accuracy", "clean loss", "web loss"], rows)}
 
@@ -579,9 +579,11 @@ def hurts(lab):
             "SLM by the student's own loss": lambda s: lab.student("own loss", 2, s), "SLM, reference = the untouched student": untouched,
             "SLM, reference trained on prose": lambda s: lab.student("SLM", 2, s, ref=lab.reference(s, corpus="prose", part="web", tokens=1), label="SLM ref prose")}
     got = {name: {k: over_seeds(lab, m, k) for k in ("accuracy", "val_ref", "val_web", "precision")} for name, m in make.items()}
+    worse = all(mean(g["val_web"]) > mean(got["CLM"]["val_web"]) for name, g in got.items() if name != "CLM")
+    ahead = [name for name, g in got.items() if mean(g["accuracy"]) > mean(got["CLM"]["accuracy"]) + NEAR]
     return f"""All-token loss and accuracy where the reference is missing, empty or of the wrong domain, 2M tokens.
 
-**Every selection costs all-token loss (web loss) against CLM; only the good reference buys accuracy with it.**
+**{'Every selection costs' if worse else 'Not every selection costs'} all-token loss (web loss) against CLM. More accurate than CLM by over {NEAR:.0%}: {', '.join(ahead) or 'none'}.**
 
 {table(["", "accuracy", "clean loss", "web loss (all tokens)", "precision of the selection"], [[name, *(say(g[k], "%" if k in ("accuracy", "precision") else "") for k in g)] for name, g in got.items()])}
 
@@ -654,51 +656,56 @@ def answer_loss(ckpt, folder, n=500):
         losses += token_losses(model, row[:, :-1], row[:, 1:])[0, len(prompt) - 1:].tolist()
     return mean(losses)
 
-def real(lab):
-    text = []
-    for start, s in paper.REAL.items():
-        run = lambda arm, t, seed: paper.real_run(lab, start, arm, t, seed)
-        runs = {(arm, t, seed): run(arm, t, seed) for seed in lab.seeds for arm, budgets in s["budgets"].items() for t in budgets} | {("reference", 0, seed): run("reference", 0, seed) for seed in lab.seeds}
-        target = lab.path(paper.real_corpus(lab, start)[0])
-        answers = measured(lab, f"answers-{start}", list(runs.values()), lambda: rounded([answer_loss(lab.path(r), target, 20 if lab.args.quick else 500) for r in runs.values()]))
-        if not answers:
-            return None
-        loss = {key: value for key, value in zip(runs, answers)}
-        of = lambda arm, t: [loss[arm, t, seed] for seed in lab.seeds]
-        web = lambda arm, t: over_seeds(lab, lambda seed: run(arm, t, seed), "val_web")
-        b = s["budgets"]
-        clm, slm = [mean(of("CLM", t)) for t in b["CLM"]], [mean(of("SLM", t)) for t in b["SLM"]]
-        f, words = factor(b["CLM"][-1], b["SLM"], slm, clm[-1], True)
-        fig, axes = new_figure(lab, 2)
-        for arm in b:
-            band(axes[0], b[arm], [[loss[arm, t, seed] for t in b[arm]] for seed in lab.seeds], arm, COLOUR[arm], MARK[arm])
-            band(axes[1], b[arm], np.array([web(arm, t) for t in b[arm]]).T, arm, COLOUR[arm], MARK[arm])
-        axes[0].axhline(mean(of("reference", 0)), color="black", linestyle=":", linewidth=1.2, label="reference alone")
-        for ax, label in zip(axes, ("loss on the answers of held-out GSM8K", "loss on held-out web pages")):
-            token_axis(ax, b["SLM"])
-            ax.set_ylabel(label + ", nats a token")
-        axes[0].legend()
-        head = ["", *(f"{t:g}M" for t in b["SLM"])]
-        text.append(f"""**{start}: SLM reaches CLM's loss on GSM8K's answers ({clm[-1]:.3f} after {b['CLM'][-1]:g}M tokens) with {words} times fewer tokens**; on web pages it is at {mean(web('SLM', b['SLM'][-1])):.2f} then, CLM at {mean(web('CLM', b['CLM'][-1])):.2f}. The reference alone, which read clean text only, has {say(of('reference', 0), '')}.
+def real(lab, start="scratch"):
+    s, seeds = paper.REAL[start], list(lab.seeds)[:paper.REAL[start]["seeds"]]
+    b, run, (target, _) = s["budgets"], lambda arm, t, seed: paper.real_run(lab, start, arm, t, seed), paper.real_corpus(lab, start)
+    runs = {(arm, t, seed): run(arm, t, seed) for seed in seeds for arm, budgets in {**b, "reference": (0,)}.items() for t in budgets}
+    if start == "pretrained":
+        runs |= {("start", 0, seed): next(r for r in run("CLM", b["CLM"][0], 0).needs if r.name.endswith("base")) for seed in seeds}
+    answers = measured(lab, f"answers-{start}", list(runs.values()), lambda: rounded([answer_loss(lab.path(r), lab.path(target), 20 if lab.args.quick else 500) for r in runs.values()]))
+    if not answers:
+        return None
+    loss = dict(zip(runs, answers))
+    of = lambda arm, t: [loss[arm, t, seed] for seed in seeds if (arm, t, seed) in loss]
+    web = lambda arm, t: [lab.records[runs[arm, t, seed].name]["val_web"] for seed in seeds if (arm, t, seed) in loss]
+    clm, slm = [mean(of("CLM", t)) for t in b["CLM"]], [mean(of("SLM", t)) for t in b["SLM"]]
+    f, words = factor(b["CLM"][-1], b["SLM"], slm, clm[-1], True)
+    fig, axes = new_figure(lab, 2)
+    for arm in b:
+        for ax, values in zip(axes, (of, web)):
+            band(ax, b[arm], np.array([values(arm, t) for t in b[arm]]).T, arm, COLOUR[arm], MARK[arm])
+    axes[0].axhline(mean(of("reference", 0)), color="black", linestyle=":", linewidth=1.2, label="reference alone")
+    for ax, label in zip(axes, ("answers of held-out GSM8K", "held-out web pages")):
+        token_axis(ax, b["SLM"])
+        ax.set_ylabel(f"loss on {label}, nats a token")
+    axes[0].legend()
+    rows = lambda values: [[arm, *(say(values(arm, t), "") for t in b["SLM"])] for arm in b]
+    head, tuned = ["", *(f"{1000 * t:g}K" if t < 0.1 else f"{t:g}M" for t in b["SLM"])], [arm for arm in b if arm != "random" or start == "scratch"]
+    rate = lambda arm, lr: f"{lab.records[paper.real_run(lab, start, arm, s['tune_at'], 0, lr).name]['val_ref']:.3f}"
+    chosen = lambda arm: run(arm, s["tune_at"], 0).flags.split("--lr ")[1].split()[0]
+    before = f" Before any of it the model is at {say(of('start', 0), '')}." if start == "pretrained" else ""
+    return f"""Clean: every second row of GSM8K and MATH. Noisy: 5,000 pages (Stacks Project, HoTT, PlanetMath, cp-algorithms, Wikipedia), with the other rows between the paragraphs of a quarter of them. Target: the answers of 500 held-out GSM8K rows. SLM's ratio is 0.2.
+
+**SLM reaches CLM's loss on the answers ({clm[-1]:.3f} after {head[-1]} tokens) with {words} times fewer tokens**; on web pages it ends at {mean(web('SLM', b['SLM'][-1])):.2f}, CLM at {mean(web('CLM', b['CLM'][-1])):.2f}. The reference alone, after {s['ref'][0]:g}M clean tokens, has {say(of('reference', 0), '')}.{before}
 
 {keep(lab, fig, f"real_{start}", "Loss on GSM8K's answers and on web pages against tokens, three arms")}
 
-Loss on the answers of 500 held-out GSM8K rows, nats a token:
+Loss on the answers of 500 held-out GSM8K rows, nats a token of {"the embedded tokenizer" if start == "scratch" else "the model's tokenizer"}; {len(seeds)} seed{'s' * (len(seeds) > 1)}:
 
-{table(head, [[arm, *(say(of(arm, t), "") if t in b[arm] else "–" for t in b["SLM"])] for arm in b])}
+{table(head, rows(of))}
 
 Loss on held-out web pages:
 
-{table(head, [[arm, *(say(web(arm, t), "") if t in b[arm] else "–" for t in b["SLM"])] for arm in b])}
+{table(head, rows(web))}
 
 Learning rates by the lowest loss on held-out GSM8K rows (seed 0, {s['tune_at']:g}M tokens):
 
-{table(["", *(f"{lr:g}" for lr in s["grid"]), "chosen"], [[arm, *(f"{lab.records[paper.real_run(lab, start, arm, s['tune_at'], 0, lr).name]['val_ref']:.3f}" for lr in s["grid"]), f"{run(arm, s['tune_at'], 0).flags.split('--lr ')[1].split()[0]}"] for arm in b])}""")
-    return """Clean: every second row of GSM8K and MATH. Noisy: 5,000 pages (Stacks Project, HoTT, PlanetMath, cp-algorithms, Wikipedia), with the other rows between the paragraphs of a quarter of them. Target: the answers of 500 held-out GSM8K rows. SLM's ratio is 0.2.
+{table(["", *(f"{lr:g}" for lr in s["grid"]), "chosen"], [[arm, *(rate(arm, lr) for lr in s["grid"]), chosen(arm)] for arm in tuned])}"""
 
-""" + "\n\n".join(text)
+def pretrained(lab):
+    return real(lab, "pretrained")
 
-SECTIONS = {"fig1": fig1, "noise": noise, "fig3": fig3, "fig6": fig6, "fig7": fig7, "fig8": fig8, "fig9": fig9, "tab34": tab34, "tab5": tab5, "continual": continual, "tab2": tab2, "pages": pages, "open": open_questions, "hurts": hurts, "real": real}
+SECTIONS = {"fig1": fig1, "noise": noise, "fig3": fig3, "fig6": fig6, "fig7": fig7, "fig8": fig8, "fig9": fig9, "tab34": tab34, "tab5": tab5, "continual": continual, "tab2": tab2, "pages": pages, "open": open_questions, "hurts": hurts, "real": real, "pretrained": pretrained}
 
 def write(lab, names):
     """Draw the figures of `names` and write RESULTS.md from everything that has been run."""
