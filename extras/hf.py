@@ -295,7 +295,8 @@ def tokenize(args):
         sys.exit(f"{out} is already there; give --overwrite to replace it, or another --out.")
     try:
         tok = transformers.AutoTokenizer.from_pretrained(Path(args.folder).resolve(strict=True), local_files_only=True)
-        eos = int(tok.eos_token_id)
+        if (eos := tok.eos_token_id) is None:
+            raise ValueError("it names none")
     except Exception as e:  # many kinds, by the tokenizer
         sys.exit(f"transformers finds no tokenizer with an eos_token in {args.folder} ({type(e).__name__}: {(str(e).splitlines() or [''])[0]}).")
     size = max(len(tok), read_json(config).get("vocab_size", 0) if config.is_file() else 0)

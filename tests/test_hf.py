@@ -435,6 +435,8 @@ def test_sentencepiece_kinds_come_in_as_arrays_of_ids(tmp_path, refused, monkeyp
     refused(hf.main, argv, "already there")
     refused(hf.main, [*argv, "--overwrite", "--field", "x", "--template", "{z}"], "b.jsonl.gz cannot be read")
     refused(hf.main, ["tokenize", "nowhere", "a.txt", "--out", "c.npy"], "in nowhere")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    refused(hf.main, ["tokenize", "m", "a.txt", "--out", "c.npy"], "no tokenizer with an eos_token in m")
     refused(data.main, ["--text", "a.txt", "--tokenizer", "m", "--out", "corpus/mine"], "extras/hf.py tokenize")
     assert np.load("ids.npy").tolist() == expected and {p.name for p in tmp_path.iterdir()} == {"m", "a.txt", "b.jsonl.gz", "ids.npy"}
     model = random_gpt(vocab_size=400)
