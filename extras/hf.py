@@ -337,8 +337,14 @@ def corpus(args):
     templates, period = [*(t.replace("\\n", "\n") for t in args.template), "{%s}" % args.field], round(1 / args.val_share)
 
     def stream():
-        seen, n = set(), 0
-        for row in rows:
+        seen, n, left = set(), 0, iter(rows)
+        while True:
+            try:
+                row = next(left)
+            except StopIteration:
+                return
+            except Exception as e:  # many kinds: the network went, a file is broken
+                raise OSError(f"datasets: {type(e).__name__}: {(str(e).splitlines() or [''])[0]}")
             text = text_corpus.as_text(row, templates)
             if (key := text_corpus.digest(text)) not in seen:  # of equal documents the first
                 seen.add(key)

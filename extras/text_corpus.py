@@ -129,7 +129,7 @@ def start(tokenizer):
     enc = get_tokenizer(tokenizer)
 
 def encode(batch, file, dtype, enc=None):
-    """Tokenize a batch into `file`, whole or not at all. Returns the number of tokens."""
+    """Tokenize a batch into `file`, whole or not at all. Returns the number of training tokens."""
     enc = enc or globals()["enc"]
     ids = {"train": [], "val": []}
     for split, text, ends in batch:
@@ -137,11 +137,11 @@ def encode(batch, file, dtype, enc=None):
     with open(f"{file}.new", "wb") as f:
         np.savez(f, **{split: np.array(t, dtype=dtype) for split, t in ids.items()})
     os.replace(f"{file}.new", file)
-    return sum(map(len, ids.values()))
+    return len(ids["train"])
 
 def tokens_in(file):
     with np.load(file) as a:
-        return sum(len(a[split]) for split in a)
+        return len(a["train"])
 
 def write(out, stream, total, tokenizer, made_by, max_tokens=None):
     """Write the corpus of a stream of (split, text, ends), `total` of them or None, tokenized on every core; of max_tokens or a little
@@ -153,10 +153,7 @@ def write(out, stream, total, tokenizer, made_by, max_tokens=None):
     part.mkdir(parents=True, exist_ok=True)
     (part / "key.json").write_text(key)
     jobs, names = os.cpu_count() or 1, (part / f"{i:07}.npz" for i in itertools.count())
-    work = zip(batches(stream), names)
-    first = list(itertools.islice(work, 2))
-    alone, files, have, begin, done = jobs == 1 or len(first) < 2, [], 0, time.time(), 0
-    pool = None if alone else concurrent.futures.ProcessPoolExecutor(jobs, initializer=start, initargs=(tokenizer,))
+    work, pool, files, have, begin, done = zip(batches(stream), names), None, [], 0, time.time(), 0
     pending = collections.deque()  # a few batches a process: memory stays flat
 
     def finish(bar):
@@ -166,15 +163,18 @@ def write(out, stream, total, tokenizer, made_by, max_tokens=None):
         have, done = have + (new or tokens_in(file)), done + new
         files.append(file)
         bar.update(n)
-        bar.set_postfix_str(f"{have:,} tokens, {done / (time.time() - begin):,.0f} tokens/s")
+        bar.set_postfix_str(f"{have:,} training tokens, {done / (time.time() - begin):,.0f} tokens/s")
 
     try:
+        first = list(itertools.islice(work, 2))
+        if jobs > 1 and len(first) > 1:  # a small text is not worth starting processes
+            pool = concurrent.futures.ProcessPoolExecutor(jobs, initializer=start, initargs=(tokenizer,))
         with tqdm(total=total, desc="tokenizing", unit=" texts", unit_scale=True, mininterval=1) as bar:
             for batch, file in itertools.chain(first, work):
-                pending.append((len(batch), file, None if file.exists() else encode(batch, file, dtype, enc) if alone else pool.submit(encode, batch, file, dtype)))
+                pending.append((len(batch), file, None if file.exists() else pool.submit(encode, batch, file, dtype) if pool else encode(batch, file, dtype, enc)))
                 if len(pending) > 2 * jobs:
                     finish(bar)
-                if max_tokens and have >= max_tokens * 1.05:  # some of it is held out
+                if max_tokens and have >= max_tokens:
                     break
             while pending:
                 finish(bar)
