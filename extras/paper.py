@@ -139,7 +139,7 @@ class Lab:
         self.records, self.file = {}, self.results / "runs.jsonl"
         if self.file.exists():
             self.records = {r["name"]: r for r in map(json.loads, self.file.read_text().splitlines())}
-        self.grid, self.processes = GRID[1:3] if args.quick else GRID, set()
+        self.grid, self.processes = GRID[2:3] if args.quick else GRID, set()
 
     # ------------------------------------------------------------------------- making runs
     def count(self, millions):
@@ -198,10 +198,10 @@ class Lab:
         return self.choose(self.tuning(arm, max((t for t in TUNE_AT[arm] if t <= tokens), default=TUNE_AT[arm][0])))
 
     def choose(self, runs, by="accuracy"):
-        """The best rate of {rate: run}: by accuracy (NEAR says how) or by the lowest loss; the second of the grid while it is not known."""
+        """The best rate of {rate: run}: by accuracy (NEAR says how) or by the lowest loss; the middle of the grid while it is not known."""
         done = [(self.records[r.name], lr) for lr, r in runs.items() if r.name in self.records]
         if len(done) < len(runs):
-            return list(runs)[1]
+            return list(runs)[len(runs) // 2]
         if by != "accuracy":
             return min((r[by], lr) for r, lr in done)[1]
         top = max(r["accuracy"] for r, _ in done)

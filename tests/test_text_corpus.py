@@ -59,7 +59,7 @@ def test_every_core_writes_what_one_does(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_command_goes_on(tmp_path, how):
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": p}) + "\n" for p in pages(1500)))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": p}) + "\n" for p in pages(1000)))
     command = [sys.executable, str(ROOT / "data.py"), "--text", "a.jsonl", "--out"]
     p = subprocess.Popen([*command, "c"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     while len(list(tmp_path.glob("c.part/*.npz"))) < 4:
