@@ -41,13 +41,16 @@ def read_json(path):
     except (OSError, ValueError, TypeError, RecursionError) as e:
         sys.exit(f"{path} cannot be read ({type(e).__name__}: {e}).")
 
+def free_to_write(folder, holds, overwrite):
+    """Exits with a sentence if `folder` is there, unless with overwrite and it holds a file of that name."""
+    if Path(folder).exists() and not (overwrite and (Path(folder) / holds).is_file()):
+        sys.exit(f"{folder} is already there; give --overwrite to replace it if it holds a {holds}, or another name.")
+
 @contextlib.contextmanager
 def whole_folder(folder, holds, overwrite):
-    """Yields the name of a folder to make, which becomes `folder` at the end of the block, or goes if the block fails. Exits with a
-    sentence if `folder` is there, unless with overwrite and it holds a file of that name."""
+    """Yields the name of a folder to make, which becomes `folder` (see free_to_write) at the end of the block, or goes if the block fails."""
+    free_to_write(folder, holds, overwrite)
     folder, part = Path(folder), Path(f"{folder}.{os.getpid()}.part")
-    if folder.exists() and not (overwrite and (folder / holds).is_file()):
-        sys.exit(f"{folder} is already there; give --overwrite to replace it if it holds a {holds}, or another name.")
     try:
         yield part
         shutil.rmtree(folder, ignore_errors=True)
@@ -325,8 +328,7 @@ def corpus(args):
     """A corpus from a dataset of the hub, or from a folder that holds one, as a stream: nothing but the corpus is kept."""
     import text_corpus
     datasets, out = need("datasets"), Path(args.out)
-    if out.exists() and not (args.overwrite and (out / "meta.json").is_file()):
-        sys.exit(f"{out} is already there; give --overwrite to replace it if it is a corpus, or another --out.")
+    free_to_write(out, "meta.json", args.overwrite)
     try:
         rows = datasets.load_dataset(args.dataset, args.config, split=args.split, streaming=True)
         first = next(iter(rows))

@@ -75,7 +75,10 @@ NOISE_BUDGETS = {"CLM": (4,), "SLM": (0.5, 1, 2)}
 NOISE_RATIO = {"useful 3 %": 0.05, "useful 50 %": 0.4, "useful 100 %": 0.6}  # else 0.1
 SIZES = {1: {"CLM": (4,), "SLM": (0.5, 1, 2)}, 4: {"CLM": (1.5,), "SLM": (0.25, 0.5, 1)}}  # depth: budgets
 RATIOS = (0.05, 0.1, 0.2, 0.4, 0.7)  # Fig 9, at 1.5M tokens; 1 is CLM
-SELF_RATIOS = (0.2, 0.4, 0.7)  # Tables 3 and 4
+SELF_SCORES = {"ref_loss": "low reference loss", "ref_entropy": "low reference entropy", "ref_loss+ref_entropy": "both"}  # Tables 3 and 4
+SELF_RATIOS = (0.2, 0.4, 0.7)
+WEAK_DEPTHS = (1, 2, 4)  # Table 5: references of a student of depth 4
+DOMAINS = {"other templates": "ref", "prose": "web"}  # references of another domain: corpus, and which part of it
 SNAPSHOTS, STUDY_TOKENS = 16, 4  # for Figs 3, 6, 7, 8: runs of 4M tokens with 16 checkpoints
 REF_BUDGETS = (0.5, 1)  # smaller references, whose cost counts
 
@@ -122,6 +125,13 @@ class Run:
     tokens: float = 0.0  # millions, for the estimate
     depth: int = DEPTH
     proof: str = "ckpt.pt"  # the file in its folder that shows that it has ended
+
+    @property
+    def changed(self): return "variants/" in self.script  # a changed copy of train_slm.py
+    @property
+    def trains(self): return self.changed or self.script.startswith("train_")
+    @property
+    def names_its_folder(self): return self.script in ("score.py", "extras/hf.py")  # the others are given --out
 
 def slug(name):
     return name.replace(" %", "").replace(" + ", "_").replace(",", "").replace("'", "").replace(" ", "_")
@@ -209,9 +219,9 @@ class Lab:
 
     # ------------------------------------------------------------------------- running them
     def command(self, run):
-        where = f"--out {self.path(run)}" if run.script not in ("score.py", "extras/hf.py") else ""
+        where = "" if run.names_its_folder else f"--out {self.path(run)}"
         threads = f"OMP_NUM_THREADS={self.args.threads} " if self.args.device == "cpu" else ""
-        return f"{threads}{'PYTHONPATH=. ' if 'variants/' in run.script else ''}python {run.script} {run.flags} {where}".strip()
+        return f"{threads}{'PYTHONPATH=. ' * run.changed}python {run.script} {run.flags} {where}".strip()
 
     def done(self, run): return run.name in self.records and self.records[run.name]["command"] == self.command(run)
 
@@ -253,19 +263,19 @@ class Lab:
 
     def execute(self, run):
         """One command, as a process. What a killed run left is continued if the command was the same. Returns a few words on the result."""
-        if "variants/" in run.script:
+        if run.changed:
             Path(run.script).parent.mkdir(parents=True, exist_ok=True)
             Path(run.script).write_text(varied(next(name for name in VARIANTS if slug(name) == Path(run.script).stem)))
         out, command, begin = Path(self.path(run)), self.command(run), time.time()
-        argv, trains = [sys.executable, run.script, *shlex.split(run.flags)], run.script.startswith("train_") or "variants/" in run.script
-        note = out / "command.txt"
-        if trains and note.exists() and note.read_text() == command and (out / "ckpt.pt").exists():
+        argv, note = [sys.executable, run.script, *shlex.split(run.flags)], out / "command.txt"
+        if run.trains and note.exists() and note.read_text() == command and (out / "ckpt.pt").exists():
             ckpt = load_checkpoint(out)
             ended = ckpt["step"] >= ckpt["args"]["tokens"] // ckpt["args"]["batch_tokens"]
             argv = None if ended else [sys.executable, run.script, "--resume", "--out", str(out)]
         else:
-            argv += ["--out", str(out)] * (run.script not in ("score.py", "extras/hf.py")) + ["--overwrite"] * (trains or run.script in ("score.py", "extras/hf.py") or (run.script == "data.py" and out.exists()))
-            if trains:
+            argv += [] if run.names_its_folder else ["--out", str(out)]
+            argv += ["--overwrite"] * (run.trains or run.names_its_folder or (run.script == "data.py" and out.exists()))
+            if run.trains:
                 out.mkdir(parents=True, exist_ok=True)
                 note.write_text(command)
         if argv:
@@ -277,7 +287,7 @@ class Lab:
             if p.returncode:
                 sys.exit(f"{command} ended with {p.returncode}: {said.strip().splitlines()[-1] if said.strip() else 'without a word'}")
         record = {"name": run.name, "command": command, "seconds": round(time.time() - begin, 1), "hardware": hardware(self.args)}
-        if trains:
+        if run.trains:
             last = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
             record |= {k: last[k] for k in KEPT if last.get(k) is not None}
             record["seconds"] = max(record["seconds"], round(last["elapsed_s"], 1))  # with what it took before it was stopped
@@ -309,15 +319,20 @@ def tuning(lab, arms, tokens):
     """The runs that choose the rates of some arms for budgets up to `tokens`."""
     return [run for arm in arms for at in TUNE_AT[arm] if at <= tokens or at == TUNE_AT[arm][0] for run in lab.tuning(arm, at).values()]
 
+def small_reference_run(lab, ref_tokens, tokens, seed):
+    return lab.student("SLM", tokens, seed, ref=lab.reference(seed, tokens=ref_tokens), label=f"SLM ref {ref_tokens:g}M")
+
 def fig1(lab):
     yield tuning(lab, ARMS, 16)
     yield [lab.student(arm, t, s) for s in lab.seeds for arm, budgets in BUDGETS.items() for t in budgets] + [lab.reference(s) for s in lab.seeds]
-    yield [lab.student("SLM", t, s, ref=lab.reference(s, tokens=r), label=f"SLM ref {r:g}M") for s in lab.seeds for r in REF_BUDGETS for t in (1, 1.5)]
+    yield [small_reference_run(lab, r, t, s) for s in lab.seeds for r in REF_BUDGETS for t in (1, 1.5)]
+
+def noise_run(lab, arm, corpus, tokens, seed):
+    return lab.student(arm, tokens, seed, corpus=corpus, flags=f"--ratio {NOISE_RATIO[corpus]}" if arm == "SLM" and corpus in NOISE_RATIO else None)
 
 def noise(lab):
     yield from fig1(lab)
-    yield [lab.student(arm, t, s, corpus=c, flags=f"--ratio {NOISE_RATIO[c]}" if arm == "SLM" and c in NOISE_RATIO else None)
-           for s in lab.seeds for c in (*USEFUL, *NOISE) for arm, budgets in NOISE_BUDGETS.items() for t in budgets]
+    yield [noise_run(lab, arm, c, t, s) for s in lab.seeds for c in (*USEFUL, *NOISE) for arm, budgets in NOISE_BUDGETS.items() for t in budgets]
     yield [lab.student(arm, t, s, depth=d) for s in lab.seeds for d, arms in SIZES.items() for arm, budgets in arms.items() for t in budgets]
 
 def study(lab):
@@ -329,24 +344,32 @@ def pages(lab):
     yield from study(lab)
     yield [untouched(lab, 0)]
 
+def ratio_run(lab, arm, ratio, seed):
+    return lab.student(arm, 1.5, seed, flags=f"--ratio {ratio}" + " --score random" * (arm == "random"), label=f"{arm} {ratio}")
+
 def fig9(lab):
     yield tuning(lab, ("CLM", "SLM", "random"), 2)
-    yield [lab.student("CLM", 1.5, s) for s in lab.seeds] + [
-        lab.student(arm, 1.5, s, flags=f"--ratio {r}" + " --score random" * (arm == "random"), label=f"{arm} {r}") for s in lab.seeds for r in RATIOS for arm in ("SLM", "random")]
+    yield [lab.student("CLM", 1.5, s) for s in lab.seeds] + [ratio_run(lab, arm, r, s) for s in lab.seeds for r in RATIOS for arm in ("SLM", "random")]
+
+def self_run(lab, score, ratio, seed):
+    """A student whose reference was trained on the web corpus itself."""
+    ref = lab.reference(seed, part="web", name="self")
+    return lab.student("SLM", 2, seed, ref=ref, flags=f"--ratio {ratio} --score {score}", label=f"self {score} {ratio}", entropy=True)
 
 def tab34(lab):
     yield tuning(lab, ("CLM", "SLM"), 2)
-    refs = {s: lab.reference(s, part="web", name="self") for s in lab.seeds}
-    yield [lab.student("CLM", 2, s) for s in lab.seeds] + [
-        lab.student("SLM", 2, s, ref=refs[s], flags=f"--ratio {r} --score {score}", label=f"self {score} {r}", entropy=True)
-        for s in lab.seeds for score in ("ref_loss", "ref_entropy", "ref_loss+ref_entropy") for r in SELF_RATIOS]
+    yield [lab.student("CLM", 2, s) for s in lab.seeds] + [self_run(lab, score, r, s) for s in lab.seeds for score in SELF_SCORES for r in SELF_RATIOS]
+
+def weak_run(lab, depth, seed):
+    return lab.student("SLM", 1.5, seed, depth=4, ref=lab.reference(seed, depth=depth), label=f"SLM ref depth {depth}")
+
+def domain_run(lab, domain, seed):
+    return lab.student("SLM", 2, seed, ref=lab.reference(seed, corpus=domain, part=DOMAINS[domain], tokens=1), label=f"SLM ref {domain}")
 
 def tab5(lab):
     yield tuning(lab, ("CLM", "SLM"), 2)
-    yield [lab.student("CLM", 1.5, s, depth=4) for s in lab.seeds] + [
-        lab.student("SLM", 1.5, s, depth=4, ref=lab.reference(s, depth=d), label=f"SLM ref depth {d}") for s in lab.seeds for d in (1, 2, 4)]
-    yield [lab.student("SLM", 2, s, ref=lab.reference(s, corpus=c, part=part, tokens=1), label=f"SLM ref {c}")
-           for s in lab.seeds for c, part in (("other templates", "ref"), ("prose", "web"))] + [lab.student(arm, 2, s) for s in lab.seeds for arm in ("CLM", "SLM", "random")]
+    yield [lab.student("CLM", 1.5, s, depth=4) for s in lab.seeds] + [weak_run(lab, d, s) for s in lab.seeds for d in WEAK_DEPTHS]
+    yield [domain_run(lab, c, s) for s in lab.seeds for c in DOMAINS] + [lab.student(arm, 2, s) for s in lab.seeds for arm in ("CLM", "SLM", "random")]
 
 def continual_start(lab, seed):
     """(base, reference), both as in the paper: the base reads general text, the reference goes on from it."""
@@ -375,22 +398,26 @@ def tab2(lab):
     yield from study(lab)
     yield [fine_tuned(lab, start, s, lr) for start in STARTS for s in lab.seeds for lr in lab.grid]
 
+def open_run(lab, variant, seed):
+    ref = lab.reference(seed, tokens=0.5) if variant == "refreshed reference" else None
+    return lab.student("SLM", OPEN_TOKENS, seed, variant=variant, ref=ref)
+
 def open_questions(lab):
     yield tuning(lab, ("SLM",), 1)
-    weak = {s: lab.reference(s, tokens=0.5) for s in lab.seeds}
-    yield [lab.student("SLM", OPEN_TOKENS, s) for s in lab.seeds] + [lab.student("SLM", OPEN_TOKENS, s, ref=weak[s], label="SLM ref 0.5M") for s in lab.seeds] + [
-        lab.student("SLM", OPEN_TOKENS, s, variant=v, ref=weak[s] if v == "refreshed reference" else None) for s in lab.seeds for v in OPEN]
+    yield [lab.student("SLM", OPEN_TOKENS, s) for s in lab.seeds] + [small_reference_run(lab, 0.5, OPEN_TOKENS, s) for s in lab.seeds] + [open_run(lab, v, s) for s in lab.seeds for v in OPEN]
 
 def untouched(lab, seed):
     """The student's initial weights as a checkpoint: one step at learning rate 0."""
     run = lab.reference(seed, tokens=0, lr=0, name="untouched")
     return dataclasses.replace(run, flags=run.flags.replace(f"--tokens {lab.count(0)}", "--tokens 2048"))
 
+def untouched_run(lab, seed):
+    start = untouched(lab, seed)
+    return lab.student("SLM", 2, seed, ref=start, init=start, label="SLM ref untouched")
+
 def hurts(lab):
     yield tuning(lab, ("CLM", "SLM", "random", "own loss"), 2)
-    yield [lab.student(arm, 2, s) for s in lab.seeds for arm in ("CLM", "SLM", "random", "own loss")] + [
-        lab.student("SLM", 2, s, ref=untouched(lab, s), init=untouched(lab, s), label="SLM ref untouched") for s in lab.seeds] + [
-        lab.student("SLM", 2, s, ref=lab.reference(s, corpus="prose", part="web", tokens=1), label="SLM ref prose") for s in lab.seeds]
+    yield [lab.student(arm, 2, s) for s in lab.seeds for arm in ("CLM", "SLM", "random", "own loss")] + [untouched_run(lab, s) for s in lab.seeds] + [domain_run(lab, "prose", s) for s in lab.seeds]
 
 def real_corpus(lab, start):
     """(clean, noisy): the corpora of real text, in the tokenizer of a start; held out are GSM8K rows and web pages."""
@@ -524,7 +551,7 @@ def main(argv=None):
         for stage in EXPERIMENTS[name][1](lab):
             lab.run(stage)
     import paper_report
-    paper_report.write(lab, names)
+    paper_report.write(lab)
 
 if __name__ == "__main__":
     os.chdir(ROOT)  # the commands are printed as they are typed there

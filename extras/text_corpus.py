@@ -2,7 +2,7 @@
 
 Text comes from .txt, .jsonl (plain or .gz) and .parquet files, folders of them and globs. Of documents that are exactly equal one is
 kept. Each 256 kB of text become a file of tokens in OUT.part, and at the end the corpus: a command that was stopped, given again,
-goes on after the files that are there. Memory does not grow with the text, but for 100 bytes a document to know it again.
+goes on after the files that are there. Memory does not grow with the text, but for a hash of each document to know it again.
 """
 import collections
 import concurrent.futures
