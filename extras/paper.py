@@ -43,13 +43,15 @@ ARMS = {  # name: flags of train_slm.py
     "CLM": "--ratio 1",
     "CLM + clean": "--ratio 1",  # on a corpus into which clean problems are mixed: as many as the reference reads
     "SLM": "--ratio 0.1",
+    "SLM 5 %": "--ratio 0.05",
     "random": "--ratio 0.1 --score random",
     "own loss": "--ratio 0.1 --score loss",
     "oracle": "--ratio 0.2 --score oracle",  # 0.2 is the share of maths; fewer would leave useful tokens out at random
 }
 MORE_RATES = {"own loss": (4.8e-2, 9.6e-2)}
-TUNE_AT = {"CLM": (4, 8), "CLM + clean": (4,), "SLM": (1,), "random": (2,), "own loss": (2,), "oracle": (1,)}  # a budget uses the largest of these that is not above it
-BUDGETS = {"CLM": (2, 4, 8, 16), "CLM + clean": (2, 4, 8), "SLM": (0.5, 1, 1.5, 2, 4), "random": (2, 4), "own loss": (2, 4), "oracle": (0.5, 1, 1.5, 2, 4)}
+TUNE_AT = {"CLM": (4, 8), "CLM + clean": (4,), "SLM": (1,), "SLM 5 %": (1,), "random": (2,), "own loss": (2,), "oracle": (1,)}  # a budget uses the largest of these that is not above it
+SHORT = (0.5, 1, 1.5, 2, 4)
+BUDGETS = {"CLM": (2, 4, 8, 16), "CLM + clean": (2, 4, 8), "SLM": SHORT, "SLM 5 %": SHORT, "random": (2, 4), "own loss": (2, 4), "oracle": SHORT}
 
 def page_mix(correct):
     """data.py's flags for pages with this share of right solutions, and the other parts in the default proportion."""
@@ -74,7 +76,7 @@ CORPORA = {  # name: flags of data.py
 NOISE_BUDGETS = {"CLM": (4,), "SLM": (0.5, 1, 2)}
 NOISE_RATIO = {"useful 3 %": 0.05, "useful 50 %": 0.4, "useful 100 %": 0.6}  # else 0.1
 SIZES = {1: {"CLM": (4,), "SLM": (0.5, 1, 2)}, 4: {"CLM": (1.5,), "SLM": (0.25, 0.5, 1)}}  # depth: budgets
-RATIOS = (0.05, 0.1, 0.2, 0.4, 0.7)  # Fig 9, at 1.5M tokens; 1 is CLM
+RATIOS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7)  # Fig 9, at 1.5M tokens; 1 is CLM
 SELF_SCORES = {"ref_loss": "low reference loss", "ref_entropy": "low reference entropy", "ref_loss+ref_entropy": "both"}  # Tables 3 and 4
 SELF_RATIOS = (0.2, 0.4, 0.7)
 WEAK_DEPTHS = (1, 2, 4)  # Table 5: references of a student of depth 4
