@@ -49,7 +49,7 @@ ARMS = {  # name: flags of train_slm.py
     "oracle": "--ratio 0.2 --score oracle",  # 0.2 is the share of maths; fewer would leave useful tokens out at random
 }
 MORE_RATES = {"own loss": (4.8e-2, 9.6e-2)}
-TUNE_AT = {"CLM": (4, 8), "CLM + clean": (4,), "SLM": (1,), "SLM 5 %": (1,), "random": (2,), "own loss": (2,), "oracle": (1,)}  # a budget uses the largest of these that is not above it
+TUNE_AT = {"CLM": (4, 8), "CLM + clean": (4,), "SLM": (1, 2), "SLM 5 %": (1, 2), "random": (2,), "own loss": (2,), "oracle": (1, 2)}  # a budget uses the largest of these that is not above it
 SHORT = (0.5, 1, 1.5, 2, 4)
 BUDGETS = {"CLM": (2, 4, 8, 16), "CLM + clean": (2, 4, 8), "SLM": SHORT, "SLM 5 %": SHORT, "random": (2, 4), "own loss": (2, 4), "oracle": SHORT}
 
