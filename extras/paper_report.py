@@ -30,11 +30,11 @@ def mean(xs): return sum(xs) / len(xs)
 def spread(xs): return statistics.stdev(xs) if len(xs) > 1 else 0.0
 
 def say(xs, unit="%"):
-    """A mean over seeds with its standard deviation, in words."""
+    """A mean over seeds with its standard deviation, if there are several, in words."""
     if not xs:
         return "–"
     scale, digits, sign = (100, 1, " %") if unit == "%" else (1, 3, "")
-    return f"{scale * mean(xs):.{digits}f} ± {scale * spread(xs):.{digits}f}{sign}"
+    return f"{scale * mean(xs):.{digits}f}" + f" ± {scale * spread(xs):.{digits}f}" * (len(xs) > 1) + sign
 
 def table(head, rows):
     return "\n".join(["| " + " | ".join(map(str, row)) + " |" for row in [head, ["---"] * len(head), *rows]])
@@ -648,20 +648,32 @@ def answer_loss(ckpt, folder, n=500):
         losses += token_losses(model, row[:, :-1], row[:, 1:])[0, len(prompt) - 1:].tolist()
     return mean(losses)
 
+def chosen_kinds(student, ref, rows, pages):
+    """(share of the tokens of worked problems, share of the tokens of pages) that a student selects from a pool of held-out windows, a fifth of them rows: corpora `rows` and `pages`."""
+    models, pool = [load_model(m)[0] for m in (student, ref)], []
+    for folder, n in ((rows, 8), (pages, 32)):
+        windows = Windows(folder, models[0].config.block_size, split="val")
+        pool.append(np.linspace(0, len(windows) - 1, n).astype(int))
+        pool[-1] = np.subtract(*(losses_of(m, windows, pool[-1]) for m in models))
+    picked = select_topk(torch.from_numpy(np.concatenate(pool)), 0.2)
+    return [picked[:8].float().mean().item(), picked[8:].float().mean().item()]
+
 def real(lab, start="scratch"):
     s, seeds = paper.REAL[start], list(lab.seeds)[:paper.REAL[start]["seeds"]]
-    b, run, (target, _) = s["budgets"], lambda arm, t, seed: paper.real_run(lab, start, arm, t, seed), paper.real_corpus(lab, start)
+    b, run, (target, noisy) = s["budgets"], lambda arm, t, seed: paper.real_run(lab, start, arm, t, seed), paper.real_corpus(lab, start)
     runs = {(arm, t, seed): run(arm, t, seed) for seed in seeds for arm, budgets in {**b, "reference": (0,)}.items() for t in budgets}
     if start == "pretrained":
         runs |= {("start", 0, seed): next(r for r in run("CLM", b["CLM"][0], 0).needs if r.name.endswith("base")) for seed in seeds}
     answers = measured(lab, f"answers-{start}", list(runs.values()), lambda: rounded([answer_loss(lab.path(r), lab.path(target), 20 if lab.args.quick else 500) for r in runs.values()]))
-    if not answers:
+    last = [(runs["SLM", b["SLM"][-1], seed], runs["reference", 0, seed]) for seed in seeds]
+    kinds = measured(lab, f"kinds-{start}", [r for pair in last for r in pair], lambda: rounded([chosen_kinds(*map(lab.path, pair), lab.path(target), lab.path(noisy)) for pair in last]))
+    if not answers or not kinds:
         return None
     loss = dict(zip(runs, answers))
     of = lambda arm, t: [loss[arm, t, seed] for seed in seeds if (arm, t, seed) in loss]
     web = lambda arm, t: [lab.records[runs[arm, t, seed].name]["val_web"] for seed in seeds if (arm, t, seed) in loss]
     clm, slm = [mean(of("CLM", t)) for t in b["CLM"]], [mean(of("SLM", t)) for t in b["SLM"]]
-    f, words = factor(b["CLM"][-1], b["SLM"], slm, clm[-1], True)
+    _, words = factor(b["CLM"][-1], b["SLM"], slm, clm[-1], True)
     fig, axes = new_figure(lab, 2)
     for arm in b:
         for ax, values in zip(axes, (of, web)):
@@ -675,10 +687,11 @@ def real(lab, start="scratch"):
     head, tuned = ["", *(f"{1000 * t:g}K" if t < 0.1 else f"{t:g}M" for t in b["SLM"])], [arm for arm in b if arm != "random" or start == "scratch"]
     rate = lambda arm, lr: f"{lab.records[paper.real_run(lab, start, arm, s['tune_at'], 0, lr).name]['val_ref']:.3f}"
     chosen = lambda arm: run(arm, s["tune_at"], 0).flags.split("--lr ")[1].split()[0]
+    look = f"python extras/show.py --text {lab.work}/real/text/page.txt --ckpt {lab.path(last[0][0])} --ref {lab.path(last[0][1])} --out {lab.work}/real/{start}.html"
     before = f" Before any of it the model is at {say(of('start', 0), '')}." if start == "pretrained" else ""
     return f"""Clean: every second row of GSM8K and MATH. Noisy: 5,000 pages (Stacks Project, HoTT, PlanetMath, cp-algorithms, Wikipedia), with the other rows between the paragraphs of a quarter of them. Target: the answers of 500 held-out GSM8K rows. SLM's ratio is 0.2.
 
-**SLM reaches CLM's loss on the answers ({clm[-1]:.3f} after {head[-1]} tokens) with {words} times fewer tokens**; on web pages it ends at {mean(web('SLM', b['SLM'][-1])):.2f}, CLM at {mean(web('CLM', b['CLM'][-1])):.2f}. The reference alone, after {s['ref'][0]:g}M clean tokens, has {say(of('reference', 0), '')}.{before}
+**SLM {'does not reach' if words[0] == '<' else 'reaches'} CLM's loss on the answers ({clm[-1]:.3f} after {head[-1]} tokens){f' with {words} times fewer tokens' if words[0] != '<' else f': it ends at {slm[-1]:.3f}'}**; on web pages it ends at {mean(web('SLM', b['SLM'][-1])):.2f}, CLM at {mean(web('CLM', b['CLM'][-1])):.2f}. The reference alone, after {s['ref'][0]:g}M clean tokens, has {say(of('reference', 0), '')}.{before}
 
 {keep(lab, fig, f"real_{start}", "Loss on GSM8K's answers and on web pages against tokens, three arms")}
 
@@ -692,7 +705,10 @@ Loss on held-out web pages:
 
 Learning rates by the lowest loss on held-out GSM8K rows (seed 0, {s['tune_at']:g}M tokens):
 
-{table(["", *(f"{lr:g}" for lr in s["grid"]), "chosen"], [[arm, *(rate(arm, lr) for lr in s["grid"]), chosen(arm)] for arm in tuned])}"""
+{table(["", *(f"{lr:g}" for lr in s["grid"]), "chosen"], [[arm, *(rate(arm, lr) for lr in s["grid"]), chosen(arm)] for arm in tuned])}
+
+At the end SLM selects, from a pool of which a fifth is worked problems, {say([k[0] for k in kinds])} of their tokens and {say([k[1] for k in kinds])} of the pages' (held-out windows; chance is 20 % of both). Real pages, coloured, with held-out rows between their
+paragraphs (the texts are not in this repository): `{look}`."""
 
 def pretrained(lab):
     return real(lab, "pretrained")
