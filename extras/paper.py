@@ -73,7 +73,7 @@ CORPORA = {  # name: flags of data.py
     "few": "--web_tokens 50K --ref_templates b --ref_tokens 16K --seed 1",  # about 300 problems of unseen templates
     "prose": "--web_tokens 600K --ref_tokens 50K --correct 0 --wrong 0 --prose 1 --boilerplate 0 --junk 0",
 }
-NOISE_BUDGETS = {"CLM": (4,), "SLM": (0.5, 1, 2)}
+NOISE_BUDGETS = {name: {"CLM": (2,) if name in ("useful 50 %", "useful 100 %") else (4,), "SLM": (0.5, 1, 2)} for name in ("default", *USEFUL, *NOISE)}
 NOISE_RATIO = {"useful 3 %": 0.05, "useful 50 %": 0.4, "useful 100 %": 0.6}  # else 0.1
 SIZES = {1: {"CLM": (4,), "SLM": (0.5, 1, 2)}, 4: {"CLM": (1.5,), "SLM": (0.25, 0.5, 1)}}  # depth: budgets
 RATIOS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7)  # Fig 9, at 1.5M tokens; 1 is CLM
@@ -90,7 +90,7 @@ REAL = {"scratch": {"flags": "--depth 3 --block_size 256 --batch_tokens 2048 --m
                     "ref": (2, 3e-3), "seeds": 3, "budgets": {"CLM": (1, 2, 4), "SLM": (0.5, 1, 2, 4), "random": (2, 4)}},
         # SmolLM2-135M: 200 tokens a second on two cores, so thousands of tokens and one seed
         "pretrained": {"flags": "--block_size 256 --batch_tokens 1024 --micro_batch 4 --warmup 5 --eval_interval 20 --eval_windows 32", "depth": 30, "grid": (1e-4, 3e-4, 1e-3), "tune_at": 0.015,
-                       "ref": (0.04, 3e-4), "seeds": 1, "budgets": {"CLM": (0.015, 0.03, 0.06), "SLM": (0.0075, 0.015, 0.03, 0.06), "random": (0.06,)}}}
+                       "ref": (0.03, 3e-4), "seeds": 1, "budgets": {"CLM": (0.015, 0.03), "SLM": (0.0075, 0.015, 0.03), "random": (0.03,)}}}
 
 # Changes to train_slm.py, each a few visible lines: (what stands there, what stands there then).
 FORWARD = ("losses = forward(x, y, keep)", "losses = forward(x, y)")  # without `keep`: more losses than the ratio's are differentiated
@@ -334,7 +334,7 @@ def noise_run(lab, arm, corpus, tokens, seed):
 
 def noise(lab):
     yield from fig1(lab)
-    yield [noise_run(lab, arm, c, t, s) for s in lab.seeds for c in (*USEFUL, *NOISE) for arm, budgets in NOISE_BUDGETS.items() for t in budgets]
+    yield [noise_run(lab, arm, c, t, s) for s in lab.seeds for c in (*USEFUL, *NOISE) for arm, budgets in NOISE_BUDGETS[c].items() for t in budgets]
     yield [lab.student(arm, t, s, depth=d) for s in lab.seeds for d, arms in SIZES.items() for arm, budgets in arms.items() for t in budgets]
 
 def study(lab):

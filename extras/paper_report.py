@@ -396,7 +396,7 @@ def noise(lab):
                      say(loss["CLM"][0], ""), ", ".join(f"{mean(l):.3f}" for l in loss["SLM"]), fl[1]])
         points.append((name, fa, fl, mean(acc["CLM"][0])))
     share = lambda c: "–" if not (k := (lab.records.get(lab.corpus(c).name) or {}).get("kinds")) else f"{k.get('math', 0) / sum(k.values()):.0%}"
-    on = lambda c: {**NOISE_BUDGETS, "run": lambda a, t, s: paper.noise_run(lab, a, c, t, s)}
+    on = lambda c: {**NOISE_BUDGETS[c], "run": lambda a, t, s: paper.noise_run(lab, a, c, t, s)}
     names = [*list(USEFUL)[:2], "default", *list(USEFUL)[2:], *NOISE]
     for c in names:
         setting(c if c != "default" else "default (16 %)", share(c), on(c))
@@ -664,7 +664,8 @@ def real(lab, start="scratch"):
     runs = {(arm, t, seed): run(arm, t, seed) for seed in seeds for arm, budgets in {**b, "reference": (0,)}.items() for t in budgets}
     if start == "pretrained":
         runs |= {("start", 0, seed): next(r for r in run("CLM", b["CLM"][0], 0).needs if r.name.endswith("base")) for seed in seeds}
-    answers = measured(lab, f"answers-{start}", list(runs.values()), lambda: rounded([answer_loss(lab.path(r), lab.path(target), 20 if lab.args.quick else 500) for r in runs.values()]))
+    held_rows = 20 if lab.args.quick else 100 if start == "pretrained" else 500
+    answers = measured(lab, f"answers-{start}", list(runs.values()), lambda: rounded([answer_loss(lab.path(r), lab.path(target), held_rows) for r in runs.values()]))
     last = [(runs["SLM", b["SLM"][-1], seed], runs["reference", 0, seed]) for seed in seeds]
     kinds = measured(lab, f"kinds-{start}", [r for pair in last for r in pair], lambda: rounded([chosen_kinds(*map(lab.path, pair), lab.path(target), lab.path(noisy)) for pair in last]))
     if not answers or not kinds:
@@ -689,13 +690,13 @@ def real(lab, start="scratch"):
     chosen = lambda arm: run(arm, s["tune_at"], 0).flags.split("--lr ")[1].split()[0]
     look = f"python extras/show.py --text {lab.work}/real/text/page.txt --ckpt {lab.path(last[0][0])} --ref {lab.path(last[0][1])} --out {lab.work}/real/{start}.html"
     before = f" Before any of it the model is at {say(of('start', 0), '')}." if start == "pretrained" else ""
-    return f"""Clean: every second row of GSM8K and MATH. Noisy: 5,000 pages (Stacks Project, HoTT, PlanetMath, cp-algorithms, Wikipedia), with the other rows between the paragraphs of a quarter of them. Target: the answers of 500 held-out GSM8K rows. SLM's ratio is 0.2.
+    return f"""Clean: every second row of GSM8K and MATH. Noisy: 5,000 pages (Stacks Project, HoTT, PlanetMath, cp-algorithms, Wikipedia), with the other rows between the paragraphs of a quarter of them. Target: the answers of {held_rows} held-out GSM8K rows. SLM's ratio is 0.2.
 
 **SLM {'does not reach' if words[0] == '<' else 'reaches'} CLM's loss on the answers ({clm[-1]:.3f} after {head[-1]} tokens){f' with {words} times fewer tokens' if words[0] != '<' else f': it ends at {slm[-1]:.3f}'}**; on web pages it ends at {mean(web('SLM', b['SLM'][-1])):.2f}, CLM at {mean(web('CLM', b['CLM'][-1])):.2f}. The reference alone, after {s['ref'][0]:g}M clean tokens, has {say(of('reference', 0), '')}.{before}
 
 {keep(lab, fig, f"real_{start}", "Loss on GSM8K's answers and on web pages against tokens, three arms")}
 
-Loss on the answers of 500 held-out GSM8K rows, nats a token of {"the embedded tokenizer" if start == "scratch" else "the model's tokenizer"}; {len(seeds)} seed{'s' * (len(seeds) > 1)}:
+Loss on the answers of {held_rows} held-out GSM8K rows, nats a token of {"the embedded tokenizer" if start == "scratch" else "the model's tokenizer"}; {len(seeds)} seed{'s' * (len(seeds) > 1)}:
 
 {table(head, rows(of))}
 
