@@ -51,7 +51,7 @@ ARMS = {  # name: flags of train_slm.py
 MORE_RATES = {"own loss": (4.8e-2, 9.6e-2)}
 TUNE_AT = {"CLM": (4, 8), "CLM + clean": (4,), "SLM": (1, 2), "SLM 5 %": (1, 2), "random": (2,), "own loss": (2,), "oracle": (1, 2)}  # a budget uses the largest of these that is not above it
 SHORT = (0.5, 1, 1.5, 2, 4)
-BUDGETS = {"CLM": (2, 4, 8), "CLM + clean": (2, 4, 8), "SLM": SHORT, "SLM 5 %": SHORT, "random": (2, 4), "own loss": (2, 4), "oracle": SHORT}
+BUDGETS = {"CLM": (2, 4, 8, 16), "CLM + clean": (2, 4, 8), "SLM": SHORT, "SLM 5 %": SHORT, "random": (2, 4), "own loss": (2, 4), "oracle": SHORT}
 
 def page_mix(correct):
     """data.py's flags for pages with this share of right solutions, and the other parts in the default proportion."""
