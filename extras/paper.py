@@ -87,7 +87,7 @@ REF_BUDGETS = (0.5, 1)  # smaller references, whose cost counts
 # Real text (extras/real_text.py), from scratch and from a pretrained model; a fifth of the noisy corpus is worked problems.
 REAL_ARMS = {"CLM": "--ratio 1", "SLM": "--ratio 0.2", "random": "--ratio 0.2 --score random"}
 REAL = {"scratch": {"flags": "--depth 3 --block_size 256 --batch_tokens 2048 --micro_batch 8 --warmup 100 --eval_interval 500", "depth": 3, "grid": (1.5e-3, 3e-3, 6e-3, 1.2e-2), "tune_at": 1,
-                    "ref": (2, 3e-3), "seeds": 3, "budgets": {"CLM": (1, 2, 4), "SLM": (0.5, 1, 2, 4), "random": (2, 4)}},
+                    "ref": (2, 3e-3), "seeds": 3, "budgets": {"CLM": (1, 2), "SLM": (0.5, 1, 2), "random": (2,)}},
         # SmolLM2-135M: 200 tokens a second on two cores, so thousands of tokens and one seed
         "pretrained": {"flags": "--block_size 256 --batch_tokens 1024 --micro_batch 4 --warmup 5 --eval_interval 20 --eval_windows 32", "depth": 30, "grid": (1e-4, 3e-4, 1e-3), "tune_at": 0.015,
                        "ref": (0.03, 3e-4), "seeds": 1, "budgets": {"CLM": (0.015, 0.03), "SLM": (0.0075, 0.015, 0.03), "random": (0.03,)}}}
