@@ -155,7 +155,7 @@ def fig1(lab):
     axes[0].axhline(100 * mean(ref), color="black", linestyle=":", linewidth=1.2, label="reference alone")
     if at / f < at:
         axes[0].annotate("", (at / f, 100 * top), (at, 100 * top), arrowprops={"arrowstyle": "->", "color": "black"})
-        axes[0].text((at * at / f) ** 0.5, 100 * top + 2, f"{words} times fewer", ha="center", bbox={"color": "white", "alpha": 0.8, "pad": 1})
+        axes[0].text((at * at / f) ** 0.5, 105, f"{words} times fewer tokens", ha="center")
     axes[0].set_ylabel("accuracy on 512 held-out problems, %")
     axes[1].set(yscale="log", ylabel="loss on held-out clean text, nats a token")
     axes[1].set_yticks((0.5, 0.7, 1, 2), ("0.5", "0.7", "1", "2"))
@@ -164,7 +164,7 @@ def fig1(lab):
     axes[2].set_xticks((0.5, 1, 2, 5, 10, 20), ("0.5", "1", "2", "5", "10", "20"))
     axes[2].xaxis.minorticks_off()
     for ax in (axes[0], axes[2]):
-        ax.set_ylim(0, 104)
+        ax.set_ylim(0, 112)
     handles, labels = axes[0].get_legend_handles_labels()
     axes[2].legend(handles, labels, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     budgets = sorted({t for b in BUDGETS.values() for t in b})
@@ -182,6 +182,8 @@ def fig1(lab):
             x, sign = crossing(BUDGETS["CLM"], m["CLM"], mean(a)) if a else (0, "")
             small.append([f"{r:g}M", say(over_seeds(lab, lambda s: lab.reference(s, tokens=r), "accuracy")), f"{t:g}M", say(a), f"{sign} {x:.1f}M".strip(),
                           f"{cost(config, 'CLM', x) / cost(config, 'SLM', t, r):.2f}" if a else "–"])
+    against = lambda t, values, falling: [factor(t, BUDGETS[ours], [mean(values[ours][b]) for b in BUDGETS[ours]], mean(values["CLM"][t]), falling)[1] for ours in SLM_ARMS]
+    growing = [[f"{t:g}M", f"{mean(acc['CLM'][t]):.1%}", *against(t, acc, False), f"{mean(loss['CLM'][t]):.3f}", *against(t, loss, True)] for t in BUDGETS["CLM"]]
     both = lambda rival, name: " and ".join(f"{factors[ours, rival, name][1]}" for ours in SLM_ARMS)
     counted = lambda name: " and ".join(f"{spent[ours, 'CLM', name]:.1f}" for ours in SLM_ARMS)
     students = max(mean(acc[arm][t]) for arm in ARMS for t in BUDGETS[arm])
@@ -206,6 +208,10 @@ The reference alone, after {REF_TOKENS:g}M clean tokens: {say(ref)}, loss {say(o
 How many times fewer tokens SLM needs; in brackets the least and the largest over its seeds. `<` and `>` mark a curve that starts above the level or does not reach it:
 
 {table(["", "against", "level", "best", "at", "SLM gets there at", "times fewer tokens", "student's operations", "with reference and scoring"], lines)}
+
+The factor depends on how far CLM is taken; times fewer tokens against CLM at each of its budgets:
+
+{table(["CLM's tokens", "its accuracy", *SLM_ARMS, "its clean loss", *SLM_ARMS], growing)}
 
 Smaller references, and what CLM needs for the same accuracy:
 
