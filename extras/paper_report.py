@@ -14,7 +14,7 @@ import paper
 from bench import flops
 from data import KINDS, Windows, read_problems, tokenizer_of
 from model import GPTConfig, load_model
-from paper import ARMS, BUDGETS, DOMAINS, EXPERIMENTS, NEAR, NOISE, NOISE_BUDGETS, NOISE_RATIO, OPEN, OPEN_TOKENS, RATIOS, REF_BUDGETS, REF_TOKENS, SELF_RATIOS, SELF_SCORES, SIZES, STARTS, STUDY_TOKENS, TUNE_AT, USEFUL, VARIANTS, WEAK_DEPTHS
+from paper import ARMS, BUDGETS, DOMAINS, EXPERIMENTS, NEAR, NOISE, NOISE_BUDGETS, NOISE_RATIO, NOISE_SEEDS, OPEN, OPEN_TOKENS, RATIOS, REF_BUDGETS, REF_TOKENS, SELF_RATIOS, SELF_SCORES, SIZES, STARTS, STUDY_TOKENS, TUNE_AT, USEFUL, VARIANTS, WEAK_DEPTHS
 from score import exact_match, mean_loss, select_topk, token_losses
 from show import page, score_text
 
@@ -447,7 +447,7 @@ def noise(lab):
 {table(["pages", "maths tokens", "CLM's accuracy", "SLM's accuracy", "times fewer tokens", "CLM's clean loss", "SLM's clean loss", "times fewer tokens"], rows)}
 
 Shares are of right solutions ("useful 3 %"), with the other parts in the default's proportion; "junk only" is 20 % right solutions and 80 % junk. SLM's ratio is 0.1, but {', '.join(f'{r:g} at {c}' for c, r in NOISE_RATIO.items())}.
-Learning rates are those chosen on the default pages, for both arms. In brackets: CLM's accuracy is under 15 %, where it says little. Reference and scoring are not counted."""
+Learning rates are those chosen on the default pages, for both arms. In brackets: CLM's accuracy is under 15 %, where it says little. Reference and scoring are not counted. Seeds: {NOISE_SEEDS}, but {len(list(lab.seeds))} on the default pages."""
 
 def tab34(lab):
     clm = {k: over_seeds(lab, lambda s: lab.student("CLM", 2, s), k) for k in ("accuracy", "val_ref", "val_web")}
