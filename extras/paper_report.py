@@ -14,7 +14,7 @@ import paper
 from bench import flops
 from data import KINDS, Windows, read_problems, tokenizer_of
 from model import GPTConfig, load_model
-from paper import ARMS, BUDGETS, DOMAINS, EXPERIMENTS, NEAR, NOISE, NOISE_BUDGETS, NOISE_RATIO, NOISE_SEEDS, OPEN, OPEN_TOKENS, RATIOS, REF_BUDGETS, REF_TOKENS, SELF_RATIOS, SELF_SCORES, SIZES, STARTS, STUDY_TOKENS, TUNE_AT, USEFUL, VARIANTS, WEAK_DEPTHS
+from paper import ARMS, BUDGETS, DOMAINS, EXPERIMENTS, FEW_SEEDS, NEAR, NOISE, NOISE_BUDGETS, NOISE_RATIO, OPEN, OPEN_TOKENS, RATIOS, REF_BUDGETS, REF_TOKENS, SELF_RATIOS, SELF_SCORES, SIZES, STARTS, STUDY_TOKENS, TUNE_AT, USEFUL, VARIANTS, WEAK_DEPTHS
 from score import exact_match, mean_loss, select_topk, token_losses
 from show import page, score_text
 
@@ -38,6 +38,10 @@ def say(xs, unit="%"):
 
 def table(head, rows):
     return "\n".join(["| " + " | ".join(map(str, row)) + " |" for row in [head, ["---"] * len(head), *rows]])
+
+def seeds_of(lab, name):
+    n = min(FEW_SEEDS[name], len(list(lab.seeds)))
+    return f"{n} seed{'s' * (n > 1)}"
 
 def over_seeds(lab, make, key):
     """[record[key]] of the run make(seed), for the seeds that have one."""
@@ -447,7 +451,7 @@ def noise(lab):
 {table(["pages", "maths tokens", "CLM's accuracy", "SLM's accuracy", "times fewer tokens", "CLM's clean loss", "SLM's clean loss", "times fewer tokens"], rows)}
 
 Shares are of right solutions ("useful 3 %"), with the other parts in the default's proportion; "junk only" is 20 % right solutions and 80 % junk. SLM's ratio is 0.1, but {', '.join(f'{r:g} at {c}' for c, r in NOISE_RATIO.items())}.
-Learning rates are those chosen on the default pages, for both arms. In brackets: CLM's accuracy is under 15 %, where it says little. Reference and scoring are not counted. Seeds: {NOISE_SEEDS}, but {len(list(lab.seeds))} on the default pages."""
+Learning rates are those chosen on the default pages, for both arms. In brackets: CLM's accuracy is under 15 %, where it says little. Reference and scoring are not counted. {seeds_of(lab, "noise")}, but {len(list(lab.seeds))} at depth {lab.args.depth} on the default pages."""
 
 def tab34(lab):
     clm = {k: over_seeds(lab, lambda s: lab.student("CLM", 2, s), k) for k in ("accuracy", "val_ref", "val_web")}
@@ -485,7 +489,7 @@ The references' own accuracy: {refs}.
 
 {table(["student of depth 2, 2M tokens", "accuracy", "clean loss"], cross)}
 
-"Other templates" are four kinds of word problem that the web pages do not hold, with the same arithmetic; "prose" is the general text of the pages. Rates as chosen for depth 2."""
+"Other templates" are four kinds of word problem that the web pages do not hold, with the same arithmetic; "prose" is the general text of the pages. Rates as chosen for depth 2. {seeds_of(lab, "tab5")} for the students of depth 4."""
 
 def continual(lab):
     arms = {"CLM": ("CLM", None), "SLM": ("SLM", None), "SLM + 1/5 general loss": ("SLM", "a fifth general loss")}
@@ -754,7 +758,7 @@ def write(lab):
         text += ["**QUICK: tiny runs that check the machinery. No number here is a result.**", ""]
     hours = sum(r["seconds"] for r in lab.records.values()) / 3600 / lab.args.jobs
     where = sorted({r["hardware"] for r in lab.records.values()})
-    text += [f"Every arm: {len(list(lab.seeds))} seeds, depth {lab.args.depth} (64 channels, 0.24M parameters), 2,048 tokens a step in one pool, linear decay to 0; a seed is the weights, the order of the data and the reference. Numbers are means ± standard deviations over seeds. "
+    text += [f"Every arm: {len(list(lab.seeds))} seeds where a section does not say otherwise, depth {lab.args.depth} (64 channels, 0.24M parameters), 2,048 tokens a step in one pool, linear decay to 0; a seed is the weights, the order of the data and the reference. Numbers are means ± standard deviations over seeds. "
              f"{len(lab.records)} runs, {hours:.1f} hours in all ({'; '.join(where)}). The command of each run is in [results/runs.jsonl](results/runs.jsonl).", "",
              "What was traded away for three seeds of everything: size (0.24M parameters), budgets of at most 16M tokens, one corpus (all seeds read the same pages), and in all sections but Fig 1 and continual pretraining the learning rates that Fig 1 chose.", ""]
     for name, section in SECTIONS.items():
