@@ -465,7 +465,7 @@ def tab34(lab):
     worse = sum(number_in(row, 3) > number_in(rows[0], 3) for row in rows[1:])
     return f"""The paper: with a reference trained on the noisy corpus itself, keeping the tokens of low reference loss, low entropy, or low in both gives 23.9, 23.0 and 24.8 against CLM's 21.5.
 
-**Here {len(ahead)} of nine are more accurate than CLM ({rows[0][2]}){': ' * bool(ahead)}{', '.join(f'{row[0]} at {row[1]} ({row[2]})' for row in ahead)}; in clean loss {worse} of nine are worse than CLM.** Low loss and low entropy name what is easy, such as boilerplate and the grammar of prose, and not what is useful.
+**Here {len(ahead)} of 9 are more accurate than CLM ({rows[0][2]}){': ' * bool(ahead)}{', '.join(f'{row[0]} at {row[1]} ({row[2]})' for row in ahead)}; in clean loss {worse} of 9 are worse than CLM.** Low loss and low entropy name what is easy, such as boilerplate and the grammar of prose, and not what is useful.
 
 {table(["kept", "ratio", "accuracy", "clean loss", "web loss"], rows)}
 
