@@ -714,9 +714,9 @@ def real(lab, start="scratch"):
         for ax, values in zip(axes, (of, web)):
             band(ax, b[arm], np.array([values(arm, t) for t in b[arm]]).T, arm, COLOUR[arm], MARK[arm])
     axes[0].axhline(mean(of("reference", 0)), color="black", linestyle=":", linewidth=1.2, label="reference alone")
-    for ax, label in zip(axes, ("answers of held-out GSM8K", "held-out web pages")):
+    for ax, label in zip(axes, ("GSM8K answers", "web pages")):
         token_axis(ax, b["SLM"])
-        ax.set_ylabel(f"loss on {label}, nats a token")
+        ax.set_ylabel(f"loss on held-out {label}, nats a token")
     axes[0].legend()
     rows = lambda values: [[arm, *(say(values(arm, t), "") for t in b["SLM"])] for arm in b]
     head, tuned = ["", *(f"{1000 * t:g}K" if t < 0.1 else f"{t:g}M" for t in b["SLM"])], [arm for arm in b if arm != "random" or start == "scratch"]
