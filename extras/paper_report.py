@@ -698,7 +698,7 @@ def real(lab, start="scratch"):
     runs = {(arm, t, seed): run(arm, t, seed) for seed in seeds for arm, budgets in {**b, "reference": (0,)}.items() for t in budgets}
     if start == "pretrained":
         runs |= {("start", 0, seed): next(r for r in run("CLM", b["CLM"][0], 0).needs if r.name.endswith("base")) for seed in seeds}
-    held_rows = 20 if lab.args.quick else 100 if start == "pretrained" else 500
+    held_rows = 20 if lab.args.quick else 40 if start == "pretrained" else 500
     answers = measured(lab, f"answers-{start}", list(runs.values()), lambda: rounded([answer_loss(lab.path(r), lab.path(target), held_rows) for r in runs.values()]))
     last = [(runs["SLM", b["SLM"][-1], seed], runs["reference", 0, seed]) for seed in seeds]
     kinds = measured(lab, f"kinds-{start}", [r for pair in last for r in pair], lambda: rounded([chosen_kinds(*map(lab.path, pair), lab.path(target), lab.path(noisy)) for pair in last]))
