@@ -89,7 +89,7 @@ REF_BUDGETS = (0.5, 1)  # smaller references, whose cost counts
 REAL_ARMS = {"CLM": "--ratio 1", "SLM": "--ratio 0.2", "random": "--ratio 0.2 --score random"}
 REAL = {"scratch": {"flags": "--depth 3 --block_size 256 --batch_tokens 2048 --micro_batch 8 --warmup 100 --eval_interval 500", "depth": 3, "grid": (1.5e-3, 3e-3, 6e-3, 1.2e-2), "tune_at": 1,
                     "ref": (2, 3e-3), "seeds": 3, "budgets": {"CLM": (1, 2), "SLM": (0.5, 1, 2), "random": (2,)}},
-        # SmolLM2-135M: 200 tokens a second on two cores, so thousands of tokens and one seed
+        # SmolLM2-135M-Instruct, its weights rounded to 4 bits: 170 tokens a second on two cores, so thousands of tokens and one seed
         "pretrained": {"flags": "--block_size 256 --batch_tokens 1024 --micro_batch 4 --warmup 5 --eval_interval 20 --eval_windows 32", "depth": 30, "grid": (1e-4, 3e-4, 1e-3), "tune_at": 0.015,
                        "ref": (0.03, 3e-4), "seeds": 1, "budgets": {"CLM": (0.015, 0.03), "SLM": (0.0075, 0.015, 0.03), "random": (0.03,)}}}
 
@@ -475,7 +475,7 @@ EXPERIMENTS = {  # name: (what it shows, its runs in stages)
     "tab34": ("Tables 3 and 4: self-reference", tab34),
     "tab5": ("Table 5: weak-to-strong, and references of another domain", tab5),
     "real": ("real text, from scratch (needs --data DIR)", real),
-    "pretrained": ("real text, from SmolLM2-135M (needs --data DIR and --model FOLDER)", pretrained),
+    "pretrained": ("real text, from SmolLM2-135M-Instruct with weights rounded to 4 bits (needs --data DIR and --model FOLDER)", pretrained),
 }
 SPEED = {1: 0.12, 2: 0.075, 3: 0.038, 4: 0.022, 30: 0.0002}  # millions of tokens a second, two cores, by depth
 
@@ -517,7 +517,7 @@ def main(argv=None):
     arg("--draw", action="store_true", help="run nothing: draw and write from the results that are there")
     arg("--again", action="store_true", help="forget the results of these experiments and run them anew")
     arg("--data", metavar="DIR", default=None, help="for `real` and `pretrained`: the folder of real text that extras/real_text.py -h describes; without it `all` leaves that out")
-    arg("--model", metavar="FOLDER", default=None, help="for `pretrained`: a model in the Hugging Face layout with a byte-level tokenizer, as SmolLM2-135M")
+    arg("--model", metavar="FOLDER", default=None, help="for `pretrained`: a model in the Hugging Face layout with a byte-level tokenizer; the results are of SmolLM2-135M-Instruct, its weights rounded to 4 bits")
     arg("--jobs", type=COUNT, default=None, help="runs side by side (default: one a core on a CPU, else 1)")
     arg("--threads", type=COUNT, default=1, help="threads of a run on a CPU (default 1)")
     arg("--device", default="cpu", help="cpu (default) or cuda; results of another device, depth or scale go to a folder of their own under out/")

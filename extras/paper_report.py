@@ -706,7 +706,8 @@ def real(lab, start="scratch"):
         return None
     loss = dict(zip(runs, answers))
     of = lambda arm, t: [loss[arm, t, seed] for seed in seeds if (arm, t, seed) in loss]
-    web = lambda arm, t: [lab.records[runs[arm, t, seed].name]["val_web"] for seed in seeds if (arm, t, seed) in loss]
+    recorded = lambda key: lambda arm, t: [lab.records[runs[arm, t, seed].name][key] for seed in seeds if (arm, t, seed) in loss]
+    whole, web = recorded("val_ref"), recorded("val_web")
     clm, slm = [mean(of("CLM", t)) for t in b["CLM"]], [mean(of("SLM", t)) for t in b["SLM"]]
     _, words = factor(b["CLM"][-1], b["SLM"], slm, clm[-1], True)
     fig, axes = new_figure(lab, 2)
@@ -723,7 +724,7 @@ def real(lab, start="scratch"):
     rate = lambda arm, lr: f"{lab.records[paper.real_run(lab, start, arm, s['tune_at'], 0, lr).name]['val_ref']:.3f}"
     chosen = lambda arm: run(arm, s["tune_at"], 0).flags.split("--lr ")[1].split()[0]
     look = f"python extras/show.py --text {lab.work}/real/text/page.txt --ckpt {lab.path(last[0][0])} --ref {lab.path(last[0][1])} --out {lab.work}/real/{start}.html"
-    before = f" Before any of it the model is at {say(of('start', 0), '')}." if start == "pretrained" else ""
+    before = f" Before any of it the model (SmolLM2-135M-Instruct, its weights rounded to 4 bits) is at {say(of('start', 0), '')}." if start == "pretrained" else ""
     return f"""Clean: every second row of GSM8K and MATH. Noisy: 5,000 pages (Stacks Project, HoTT, PlanetMath, cp-algorithms, Wikipedia), with the other rows between the paragraphs of a quarter of them. Target: the answers of {held_rows} held-out GSM8K rows. SLM's ratio is 0.2.
 
 **SLM {'does not reach' if words[0] == '<' else 'reaches'} CLM's loss on the answers ({clm[-1]:.3f} after {head[-1]} tokens){f' with {words} times fewer tokens' if words[0] != '<' else f': it ends at {slm[-1]:.3f}'}**; on web pages it ends at {mean(web('SLM', b['SLM'][-1])):.2f}, CLM at {mean(web('CLM', b['CLM'][-1])):.2f}. The reference alone, after {s['ref'][0]:g}M clean tokens, has {say(of('reference', 0), '')}.{before}
@@ -733,6 +734,10 @@ def real(lab, start="scratch"):
 Loss on the answers of {held_rows} held-out GSM8K rows, nats a token of {"the embedded tokenizer" if start == "scratch" else "the model's tokenizer"}; {len(seeds)} seed{'s' * (len(seeds) > 1)}:
 
 {table(head, rows(of))}
+
+Loss on windows of those rows, questions included:
+
+{table(head, rows(whole))}
 
 Loss on held-out web pages:
 
