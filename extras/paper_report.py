@@ -442,9 +442,11 @@ def noise(lab):
     axes[0].set_xlabel("times fewer tokens that SLM needs (> and <: beyond the budgets tried)")
     axes[0].legend(loc="lower right")
     best = max(points, key=lambda p: p[1][0] if p[3] > 0.15 else 0)
+    most, least = (f(points, key=lambda p: p[2][0]) for f in (max, min))
     return f"""The same factor by the share of right solutions in the pages, by the kind of noise, and by the depth of the student. The paper has no such table.
 
-**Largest factor to CLM's accuracy, where CLM reaches 15 % at all: {best[1][1]} ({best[0]}).**
+**Largest factor to CLM's accuracy, where CLM reaches 15 % at all: {best[1][1]} ({best[0]}). To its clean loss the most is {most[2][1]} ({most[0]}), the least {least[2][1]} ({least[0]}).** What is gained is what the noise costs CLM: less where half of the text or more is useful.
+SLM does not reach CLM's accuracy with the budgets tried at: {', '.join(p[0] for p in points if p[1][1].startswith('<')) or 'none'}.
 
 {keep(lab, fig, "noise", "Times fewer tokens that SLM needs, by corpus and depth")}
 
