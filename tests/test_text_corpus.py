@@ -61,6 +61,7 @@ def test_every_core_writes_what_one_does(tmp_path, monkeypatch):
 def test_a_stopped_command_goes_on(tmp_path, how):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": p}) + "\n" for p in pages(1000)))
     command = [sys.executable, str(ROOT / "data.py"), "--text", "a.jsonl", "--out"]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it, and so would what they start
     p = subprocess.Popen([*command, "c"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     while len(list(tmp_path.glob("c.part/*.npz"))) < 4:
         assert p.poll() is None
