@@ -130,16 +130,15 @@ def fig1(lab):
     config = GPTConfig.from_depth(lab.args.depth)
     get = lambda arm, key: {t: over_seeds(lab, lambda s: lab.student(arm, t, s), key) for t in BUDGETS[arm]}
     acc, loss = ({arm: get(arm, key) for arm in ARMS} for key in ("accuracy", "val_ref"))
-    m = {arm: [mean(acc[arm][t]) for t in BUDGETS[arm]] for arm in ARMS}
+    m, l = ({arm: [mean(values[arm][t]) for t in BUDGETS[arm]] for arm in ARMS} for values in (acc, loss))
     factors, spent, lines = {}, {}, []
     for ours in SLM_ARMS:
         for rival in ("CLM", "CLM + clean"):
-            for name, values, falling in (("accuracy", acc, False), ("clean loss", loss, True)):
-                curve = [mean(values[rival][t]) for t in BUDGETS[rival]]
-                best = (min if falling else max)(curve)
-                at = BUDGETS[rival][curve.index(best)]
-                x, sign = crossing(BUDGETS[ours], [mean(values[ours][t]) for t in BUDGETS[ours]], best, falling)
-                factors[ours, rival, name] = words = factor(at, BUDGETS[ours], [mean(values[ours][t]) for t in BUDGETS[ours]], best, falling)
+            for name, values, curves, falling in (("accuracy", acc, m, False), ("clean loss", loss, l, True)):
+                best = (min if falling else max)(curves[rival])
+                at = BUDGETS[rival][curves[rival].index(best)]
+                x, sign = crossing(BUDGETS[ours], curves[ours], best, falling)
+                factors[ours, rival, name] = words = factor(at, BUDGETS[ours], curves[ours], best, falling)
                 seeds = [factor(at, BUDGETS[ours], [values[ours][t][i] for t in BUDGETS[ours]], best, falling)[0] for i in range(len(values[ours][1]))]
                 spent[ours, rival, name] = cost(config, rival, at) / cost(config, ours, x, REF_TOKENS)
                 alone = cost(config, rival, at) / cost(config, ours, x)
@@ -186,11 +185,11 @@ def fig1(lab):
             x, sign = crossing(BUDGETS["CLM"], m["CLM"], mean(a)) if a else (0, "")
             small.append([f"{r:g}M", say(over_seeds(lab, lambda s: lab.reference(s, tokens=r), "accuracy")), f"{t:g}M", say(a), f"{sign} {x:.1f}M".strip(),
                           f"{cost(config, 'CLM', x) / cost(config, 'SLM', t, r):.2f}" if a else "–"])
-    against = lambda t, values, falling: [factor(t, BUDGETS[ours], [mean(values[ours][b]) for b in BUDGETS[ours]], mean(values["CLM"][t]), falling)[1] for ours in SLM_ARMS]
-    growing = [[f"{t:g}M", f"{mean(acc['CLM'][t]):.1%}", *against(t, acc, False), f"{mean(loss['CLM'][t]):.3f}", *against(t, loss, True)] for t in BUDGETS["CLM"]]
+    against = lambda t, level, curves, falling: [factor(t, BUDGETS[ours], curves[ours], level, falling)[1] for ours in SLM_ARMS]
+    growing = [[f"{t:g}M", f"{a:.1%}", *against(t, a, m, False), f"{b:.3f}", *against(t, b, l, True)] for t, a, b in zip(BUDGETS["CLM"], m["CLM"], l["CLM"])]
     both = lambda rival, name: " and ".join(f"{factors[ours, rival, name][1]}" for ours in SLM_ARMS)
     counted = lambda name: " and ".join(f"{spent[ours, 'CLM', name]:.1f}" for ours in SLM_ARMS)
-    students = max(mean(acc[arm][t]) for arm in ARMS for t in BUDGETS[arm])
+    students = max(map(max, m.values()))
     return f"""The paper: at 1B SLM is 16.3 points ahead and reaches the baseline's accuracy with 10 times fewer tokens; at 7B with 5 times fewer.
 
 **Here, at ratios 0.1 and 0.05, SLM reaches CLM's best accuracy ({top:.0%}, at {at:g}M tokens) with {both("CLM", "accuracy")} times fewer tokens, and CLM's best clean loss with {both("CLM", "clean loss")} times fewer.**
