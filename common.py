@@ -73,10 +73,10 @@ def parse_args(parser):
 def check_run(args, ckpt, train, target, world):
     """ValueError if the corpora, the checkpoint and the sizes of a run do not fit together."""
     if target.meta["tokenizer"]["sha256"] != train.meta["tokenizer"]["sha256"]:
-        raise ValueError(f"{args.data} and {args.target} have different tokenizers; make one again "
-                         "with the other's (python data.py --tokenizer).")
+        raise ValueError(f"{train.path} and {target.path} have different tokenizers; make one "
+                         "again with the other's (python data.py --tokenizer).")
     if ckpt and ckpt["corpus"] != train.sha256:
-        raise ValueError(f"{args.data} is not the corpus of the run in {args.out}; name that one "
+        raise ValueError(f"{train.path} is not the corpus of the run in {args.out}; name that one "
                          "with --data.")
     if args.batch_tokens % (args.block_size * args.micro_batch * world):
         of_all = f" for each of {world} processes" if world > 1 else ""
@@ -370,8 +370,8 @@ def start_log(out, step):
 
 
 def check_finite(row, out):
-    """ValueError if the gradient is no number: the weights are none then, and not to be saved."""
-    if not math.isfinite(row["grad_norm"]):
+    """ValueError if loss or gradient is no number: the weights are none then, not to be saved."""
+    if not math.isfinite(row["loss"]) or not math.isfinite(row["grad_norm"]):
         raise ValueError(f"The loss or its gradient was not finite at step {row['step']} or not "
                          f"long before. If there is a {out}/ckpt.pt, it is good. Try a lower --lr.")
 

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -75,15 +76,15 @@ class Tokens:
         self.reference = reference
         self.seed = seed  # a number or a tuple of numbers
 
-    @property
+    @cached_property
     def ref_loss(self):
         return self._beside_loss(self.reference.loss(self.i))
 
-    @property
+    @cached_property
     def ref_entropy(self):
         return self._beside_loss(self.reference.entropy(self.i))
 
-    @property
+    @cached_property
     def kind(self):
         return self._beside_loss(self.windows.kinds(self.i))
 
@@ -106,9 +107,8 @@ class Tokens:
             "loss_unselected": (loss_of_all - loss_of_selected, n - k),
         }
         if self.windows.has_kinds:
-            kinds = self.kind
             for index, name in enumerate(KINDS):
-                is_kind = kinds == index
+                is_kind = self.kind == index
                 metrics[f"share_{name}"] = (is_kind[selected].sum(), is_kind.sum())
             math_selected, math_in_all = metrics["share_math"]
             metrics["precision"] = (math_selected, k)
