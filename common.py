@@ -1,4 +1,4 @@
-"""What a run needs and no lesson is in: flags, device, processes, checkpoints, evaluation, the log.
+"""The plumbing of a run: flags, device, processes, checkpoints, evaluation, the log.
 
 The training scripts call it as common.NAME, and a reader may skip it. Its functions raise
 ValueError or OSError with a sentence that says what to do, and a command ends with that sentence.
@@ -53,6 +53,9 @@ def parse_args(parser):
     ckpt = None
     if args.resume:
         ckpt = load_checkpoint(out)
+        if ("ref" in ckpt["args"]) != hasattr(args, "ref"):
+            raise ValueError(f"The run in {out} is of the other training script; resume it with "
+                             "that one.")
         parser.set_defaults(**ckpt["args"])  # the run's own flags; those given now win
         args = parser.parse_args()
     elif not args.overwrite and any(out.glob("*.pt")):
@@ -70,10 +73,10 @@ def parse_args(parser):
     return args, ckpt
 
 
-def check_run(args, ckpt, train, target, world):
+def check_run(args, ckpt, train, val_target, world):
     """ValueError if the corpora, the checkpoint and the sizes of a run do not fit together."""
-    if target.meta["tokenizer"]["sha256"] != train.meta["tokenizer"]["sha256"]:
-        raise ValueError(f"{train.path} and {target.path} have different tokenizers; make one "
+    if val_target.meta["tokenizer"]["sha256"] != train.meta["tokenizer"]["sha256"]:
+        raise ValueError(f"{train.path} and {val_target.path} have different tokenizers; make one "
                          "again with the other's (python data.py --tokenizer).")
     if ckpt and ckpt["corpus"] != train.sha256:
         raise ValueError(f"{train.path} is not the corpus of the run in {args.out}; name that one "
@@ -92,20 +95,27 @@ def check_run(args, ckpt, train, target, world):
 
 
 def say_what_is_wrong(kind, error, trace):
-    """An excepthook: what the user can mend is said in a sentence. TRACEBACK=1 shows the rest."""
+    """An excepthook: what the user can mend is said in a sentence. TRACEBACK=1 shows the rest.
+
+    A ValueError from inside a library is no such thing, but a mistake in a program.
+    """
     said = str(error)
-    is_our_mistake = False
+    is_mistake = not issubclass(kind, (ValueError, OSError))
+    if issubclass(kind, ValueError):
+        raised_in = Path(traceback.extract_tb(trace)[-1].filename).resolve()
+        is_mistake = Path(__file__).resolve().parent not in raised_in.parents
     if issubclass(kind, KeyboardInterrupt):
+        is_mistake = False
         said = "Interrupted. --resume goes on from the last checkpoint, if there is one."
     elif issubclass(kind, MemoryError) or "out of memory" in said or "allocate memory" in said:
+        is_mistake = False
         said = ("Out of memory: give a smaller --micro_batch (it is also the pool of a selection), "
                 "--depth or --block_size.")
     elif "Connection closed by peer" in said or "Connection reset by peer" in said:
+        is_mistake = False
         said = ("Another process of this run has ended, so this one cannot go on. --resume goes on "
                 "from the last checkpoint, if there is one.")
-    else:
-        is_our_mistake = not issubclass(kind, (ValueError, OSError))
-    if is_our_mistake or os.environ.get("TRACEBACK"):
+    if is_mistake or os.environ.get("TRACEBACK"):
         traceback.print_exception(kind, error, trace)
     else:
         print(f"{Path(sys.argv[0]).name}: {said}", file=sys.stderr)
@@ -352,17 +362,19 @@ class Means:
         return means
 
 
-def start_log(out, step):
-    """Make the run's folder ready, with the log cut after the step to go on from; 0: a new run."""
+def prepare_folder(out, step):
+    """Make the run's folder ready. At step 0 a new run begins: what one before has left, its
+    checkpoints, log and per_token/, is taken away. Else the log is cut after the step.
+    """
     if ranks()[0] > 0:
         return
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     log = out / "log.jsonl"
-    if step == 0:  # what --overwrite gives up: the run, and the scores that its weights gave
+    if step == 0:
         for file in [log, *out.glob("*.pt")]:
             file.unlink(missing_ok=True)
-        shutil.rmtree(out / "scores", ignore_errors=True)
+        shutil.rmtree(out / "per_token", ignore_errors=True)
     elif log.exists():
         lines = log.read_text().splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]

@@ -9,7 +9,6 @@ token an index into KINDS, uint8. With problems.jsonl (prompt, answer), accuracy
 """
 import argparse
 import base64
-import functools
 import gzip
 import hashlib
 import json
@@ -28,7 +27,7 @@ import tiktoken
 import torch
 from tqdm import tqdm
 
-# What the text is that a token is in.
+# The kinds of text that a token can be in. A wrong solution is math up to its first wrong number.
 KINDS = ("math", "wrong", "prose", "boilerplate", "junk")
 
 
@@ -46,6 +45,8 @@ class Windows:
         self.path = Path(path)
         self.split = split
         self.T = block_size
+        self.seed = seed
+        self.orders = {}  # epoch: the order in which it visits the windows
         self.meta = read_meta(path)
         self.dtype = np.dtype(self.meta["dtype"])
         self.sha256 = self.meta[split]["sha256"]
@@ -59,11 +60,15 @@ class Windows:
             raise ValueError(f"{self.path}/{split}.bin has {tokens:,} tokens, less than a window "
                              f"of {block_size}: give data.py {more}, or a smaller --block_size.")
 
-        self.order = functools.lru_cache(maxsize=2)(  # of an epoch; a batch can span two
-            lambda epoch: np.random.default_rng([seed, epoch]).permutation(self.n))
-
     def __len__(self):
         return self.n
+
+    def order(self, epoch):
+        """The windows in the order in which an epoch visits them, (len(self),)."""
+        if epoch not in self.orders:
+            self.orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.n)
+            self.orders.pop(epoch - 2, None)  # but the last is kept: a batch can span two epochs
+        return self.orders[epoch]
 
     def indices(self, step, n):
         """The windows of batch `step`, n of them: int64 (n,). Epochs follow without a gap."""
@@ -134,7 +139,7 @@ def write_corpus(out, documents, tokenizer, vocab_size, made_by, problems=()):
     part = Path(f"{out}.part")
     dtype = np.dtype("uint16" if vocab_size <= 2**16 else "uint32")
     meta = {"tokenizer": tokenizer, "vocab_size": vocab_size, "dtype": dtype.name,
-            "made_by": made_by}
+            "made_by": made_by, "problems": len(problems)}
     hashes = {"train": hashlib.sha256(), "val": hashlib.sha256()}
     counts = {"train": 0, "val": 0}
     kinds = {"train": Counter(), "val": Counter()}
@@ -198,18 +203,34 @@ def get_tokenizer(name="embedded"):
 
 
 class TokenizerFolder:
-    """The tokenizer.json of a folder in the Hugging Face layout, by the `tokenizers` package."""
+    """The tokenizer.json of a folder in the Hugging Face layout, by the `tokenizers` package.
+
+    The ids are those of transformers with add_special_tokens=False, split_special_tokens=True:
+    nothing is put around a text, and the name of a special token in it is text.
+    """
     def __init__(self, path):
         try:
             import tokenizers
         except ImportError:
             raise ValueError(f"{path} needs a package: pip install tokenizers") from None
+        file = path / "tokenizer.json"
+        try:
+            content = file.read_text(encoding="utf-8")
+            self.tokenizer = tokenizers.Tokenizer.from_str(content)
+        except Exception as e:  # the package has no error class of its own
+            raise ValueError(f"{file} is not a tokenizer that can be read ({e}).") from None
+        self.tokenizer.encode_special_tokens = True
+        self.tokenizer.no_truncation()  # a file may ask for it, and for padding
+        self.tokenizer.no_padding()
         self.name = str(path)
-        self.tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
-        self.n_vocab = self.tokenizer.get_vocab_size()
-        config = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
-        end = config["eos_token"]
-        self.eot_token = self.tokenizer.token_to_id(end if isinstance(end, str) else end["content"])
+        self.n_vocab = max(self.tokenizer.get_vocab().values()) + 1  # ids can have gaps
+        self.eot_token = end_of_text(path, self.tokenizer)
+        # What the ids depend on: a folder that is exported and comes back is the same tokenizer.
+        content = json.loads(content)
+        parts = [self.eot_token]
+        for part in ("added_tokens", "normalizer", "pre_tokenizer", "model"):
+            parts.append(content.get(part))
+        self.sha256 = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def encode_ordinary(self, text):
         return self.encode_ordinary_batch([text])[0]
@@ -221,13 +242,36 @@ class TokenizerFolder:
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
 
+def end_of_text(path, tokenizer):
+    """The id of the token after each document of a tokenizer's folder. ValueError if it names none.
+
+    The names of pretraining come first: the eos_token of a model that chats ends a turn.
+    """
+    settings = {}
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        if (path / name).is_file():
+            settings |= json.loads((path / name).read_text(encoding="utf-8"))
+    eos = settings.get("eos_token")  # a string, an object, or null
+    if isinstance(eos, dict):
+        eos = eos.get("content")
+    for name in ("<|endoftext|>", "<|end_of_text|>", eos):
+        if name is not None and tokenizer.token_to_id(name) is not None:
+            return tokenizer.token_to_id(name)
+    eos = settings.get("eos_token_id")  # a number, several, or null
+    if isinstance(eos, list):
+        eos = eos[0]
+    if eos is None:
+        raise ValueError(f"{path} names no token for the end of a document: write its eos_token "
+                         "into tokenizer_config.json.")
+    return eos
+
+
 def tokenizer_id(enc):
     """{'name', 'sha256'}: what a corpus and a checkpoint must agree on."""
     if isinstance(enc, TokenizerFolder):
-        content = enc.tokenizer.to_str()
-    else:
-        ranks = sorted(enc._mergeable_ranks.items(), key=lambda item: item[1])
-        content = repr((enc._pat_str, ranks, sorted(enc._special_tokens.items())))
+        return {"name": enc.name, "sha256": enc.sha256}
+    ranks = sorted(enc._mergeable_ranks.items(), key=lambda item: item[1])
+    content = repr((enc._pat_str, ranks, sorted(enc._special_tokens.items())))
     return {"name": enc.name, "sha256": hashlib.sha256(content.encode()).hexdigest()}
 
 
@@ -342,14 +386,14 @@ def share(text):
     return value
 
 
-def ensure(path):
-    """Make the toy corpora if `path` is one of theirs and is not there yet. Returns path."""
-    while str(path) in ("corpus/ref", "corpus/web") and not Path(path).exists():
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # of several processes the first makes them
+def make_toy_if_missing(*paths):
+    """Make the toy corpora if one of theirs is among the paths and is not there yet."""
+    for path in map(Path, paths):
+        toy = path in (Path("corpus/ref"), Path("corpus/web"))
+        if toy and not path.exists() and int(os.environ.get("LOCAL_RANK", 0)) == 0:
             make_toy_corpora(parse_args([]))
-        else:
+        while toy and not path.exists():  # the first process of several makes them, the others wait
             time.sleep(0.1)
-    return path
 
 
 def parse_args(argv=None):
@@ -421,7 +465,7 @@ def refuse_existing(folders, overwrite):
                              "another --out.")
         if folder.exists() and not (folder / "meta.json").exists():
             raise ValueError(f"{folder} is there and is no corpus; give another --out.")
-        if (folder / "problems.jsonl").exists() and read_meta(folder)["made_by"].get("text"):
+        if (folder / "problems.jsonl").exists() and not read_meta(folder).get("problems"):
             raise ValueError(f"{folder}/problems.jsonl was put there by hand and would be lost: "
                              "move it away first.")
 
@@ -536,8 +580,8 @@ def problem(rng, templates, held_out=False, right=True):
         question = TEMPLATES[t][0]
         steps = TEMPLATES[t][1].split()
         slots = {slot: value for slot, value in fill.items() if "{%s}" % slot in question}
-        eighth = hashlib.sha256(repr((t, slots)).encode()).digest()[0] < 32
-        if eighth != held_out:
+        first_byte = hashlib.sha256(repr((t, slots)).encode()).digest()[0]
+        if (first_byte < 32) != held_out:  # an eighth of 256
             continue
         first_wrong = None if right else rng.randrange(len(steps))
         solution, answer, wrong_at = work_out(rng, steps, slots, first_wrong)
@@ -607,6 +651,7 @@ def toy_documents(enc, seed, tokens, templates, parts=None, clean_share=0.0, val
             for _ in range(1 if is_clean else rng.randint(6, 14)):
                 part = "correct"
                 if not is_clean:
+                    # Drawn by segment, weighted by token: divided by the tokens of a segment.
                     weights = [parts[p] * segments_of[p] / tokens_of[p] for p in WEB_PARTS]
                     part = rng.choices(list(WEB_PARTS), weights=weights)[0]
                 for text, kind in segment(rng, part, templates, held_out=split == "val"):
@@ -616,7 +661,7 @@ def toy_documents(enc, seed, tokens, templates, parts=None, clean_share=0.0, val
                     tokens_of[part] += len(new)
                 segments_of[part] += 1
             ids.append(enc.eot_token)
-            kinds.append(KINDS.index("boilerplate"))
+            kinds.append(KINDS.index("boilerplate"))  # the same in every document
             made += len(ids)
             if is_clean:
                 clean += len(ids)

@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-HEAD_ROWS = 1024  # tokens whose logits are made at a time: those of all would fill the memory
+HEAD_ROWS = 1024  # tokens whose logits are made at a time: without a gradient no more are held
 
 
 @dataclasses.dataclass
@@ -65,7 +65,7 @@ def scale_frequencies(frequency, factor, low, high, context):
 def rotate(x, cos, sin):
     """Rotary positions: channels i and i + D/2 of x (B, T, H, D) turn by the position's angle.
 
-    One half of the channels gets minus the other half times sin; that minus is in `sin`, see GPT.
+    x_i cos - x_(i+D/2) sin and x_(i+D/2) cos + x_i sin; the minus is in `sin` already, see GPT.
     """
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
@@ -199,7 +199,7 @@ class GPT(nn.Module):
                 losses.append(F.cross_entropy(logits, y, reduction="none"))
         return torch.cat(losses)
 
-    def entropies(self, h, targets=None):
+    def entropies(self, h):
         """The entropy of each prediction, -sum_v P(v) log P(v), in nats: h (N, C) -> (N,)."""
         entropies = []
         with self.autocast():

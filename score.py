@@ -19,7 +19,7 @@ from data import KINDS
 
 MATH = KINDS.index("math")
 
-# High is kept. To try a score of your own, add a line; it appears as --score NAME.
+# The tokens of highest score are trained on. To try a score of your own, add a line: --score NAME.
 SCORES = {
     "excess": lambda t: t.loss - t.ref_loss,  # L_delta, the paper's
     # controls: the student's own loss, chance, and what is known to be useful
@@ -29,11 +29,11 @@ SCORES = {
     # self-reference, Table 3 of the paper: low loss, low entropy, or low in both
     "ref_loss": lambda t: -t.ref_loss,
     "ref_entropy": lambda t: -t.ref_entropy,
-    "ref_loss+ref_entropy": lambda t: -torch.maximum(rank(t.ref_loss), rank(t.ref_entropy)),
+    "ref_loss+ref_entropy": lambda t: -torch.maximum(place(t.ref_loss), place(t.ref_entropy)),
 }
 
 
-def rank(x):
+def place(x):
     """The place of each value in the order of all, 0 for the lowest: (N,) -> (N,) float."""
     return x.argsort(stable=True).argsort().float()
 
@@ -41,10 +41,12 @@ def rank(x):
 def select_topk(score, ratio, valid=None):
     """I of the SLM loss: the indices of the top ceil(ratio * N) tokens by score, in rising order.
 
-    score (N,) -> (k,). valid (N,) bool: the tokens that may be selected, N being their number;
-    without it that is all, and then k is known without asking the device. Ties are broken
-    arbitrarily. NaN counts as the highest score: it is selected, so that the loss becomes NaN and
-    the run stops. ValueError if the score is not flat, or if ratio is not in (0, 1].
+    score (N,) -> (k,). Ties are broken arbitrarily. NaN counts as the highest score: it is
+    selected, so that the loss becomes NaN and the run stops. ValueError if the score is not flat,
+    or if ratio is not in (0, 1].
+
+    valid (N,) bool, for forks with padding: what may be selected; N is then the number of those. It
+    has to be asked of the device, where otherwise k is known without waiting for it.
     """
     if score.dim() != 1:
         raise ValueError(f"A score has one number a token, (N,), not {tuple(score.shape)}.")
@@ -69,24 +71,24 @@ class Tokens:
 
     The reference is asked only if a score is: without ref_loss and ref_entropy there need be none.
     """
-    def __init__(self, loss, windows, i, reference, seed=0):
+    def __init__(self, loss, windows, window_ids, reference, seed=0):
         self.loss = loss
         self.windows = windows
-        self.i = i  # the windows whose targets the tokens are
+        self.window_ids = window_ids  # the tokens are the targets of these windows
         self.reference = reference
         self.seed = seed  # a number or a tuple of numbers
 
     @cached_property
     def ref_loss(self):
-        return self._beside_loss(self.reference.loss(self.i))
+        return self._beside_loss(self.reference.loss(self.window_ids))
 
     @cached_property
     def ref_entropy(self):
-        return self._beside_loss(self.reference.entropy(self.i))
+        return self._beside_loss(self.reference.entropy(self.window_ids))
 
     @cached_property
     def kind(self):
-        return self._beside_loss(self.windows.kinds(self.i))
+        return self._beside_loss(self.windows.kinds(self.window_ids))
 
     def random(self):
         numbers = np.random.default_rng(self.seed).random(len(self.loss), dtype=np.float32)
@@ -119,9 +121,9 @@ class Tokens:
 class Reference:
     """What the reference says of every target of a corpus: computed once, then read from a file.
 
-    The file holds float32 (windows, T) and lies in the reference's folder, under scores/. Its name
-    hashes all that it was made from: weights, corpus, window size, precision. So no file is ever
-    stale, and there is nothing to check.
+    The file holds float32 (windows, T) and lies in the reference's folder, under per_token/. It is
+    named by what it was made from, the checkpoint, the corpus, the window size and the precision,
+    so that another corpus or checkpoint never reads it. (Who edits model.py should delete it.)
     """
     def __init__(self, path, windows, device, bf16, compiled=False):
         self.path = common.ckpt_path(path)
@@ -131,47 +133,50 @@ class Reference:
         self.compiled = compiled
         self.files = {}  # "loss" or "entropy": its file
 
-    def loss(self, i):
-        """L_ref = -log P(x | what comes before; theta_ref), of windows i: (n, T), on the CPU."""
-        return self._read("loss", i)
+    def loss(self, window_ids):
+        """L_ref = -log P(y | what comes before; theta_ref): (n,) -> (n, T), on the CPU."""
+        return self._read("loss", window_ids)
 
-    def entropy(self, i):
-        """H_ref = -sum_v P(v | ...) log P(v | ...), of windows i: (n, T), on the CPU."""
-        return self._read("entropy", i)
+    def entropy(self, window_ids):
+        """H_ref = -sum_v P(v | ...) log P(v | ...): (n,) -> (n, T), on the CPU."""
+        return self._read("entropy", window_ids)
 
-    def _read(self, name, i):
+    def _read(self, name, window_ids):
         if name not in self.files:
             self.files[name] = self._find_or_make(name)
         # Mapped for this batch alone, as in Windows.
-        return torch.from_numpy(np.load(self.files[name], mmap_mode="r")[i])
+        return torch.from_numpy(np.load(self.files[name], mmap_mode="r")[window_ids])
 
     def _find_or_make(self, name):
         if not self.path.is_file():
             raise FileNotFoundError(f"There is no reference at {self.path}: train one first "
                                     "(python train_ref.py), or name another with --ref.")
         weights = common.file_hash(self.path)[:12]
+        # Of the bytes: meta.json would not tell that they were changed.
         corpus = common.file_hash(self.windows.path / f"{self.windows.split}.bin")[:12]
         precision = "bf16" if self.bf16 else "fp32"
         key = f"{weights}-{corpus}-{self.windows.T}-{precision}"
-        file = self.path.parent / "scores" / f"{key}-{name}.npy"
-        if not all(common.gather(file.exists())):
+        file = self.path.parent / "per_token" / f"{key}-{name}.npy"
+        if not all(common.gather(file.exists())):  # all processes make it together, or none
             model = common.load_model(self.path, self.device, self.bf16, self.windows)
-            score_corpus(file, name, model, self.windows, self.device, self.compiled)
+            write_per_token(file, name, model, self.windows, self.device, self.compiled)
         return file
 
 
 @torch.no_grad()
-def score_corpus(file, name, model, windows, device, compiled=False):
+def write_per_token(file, name, model, windows, device, compiled=False):
     """Write the "loss" or the "entropy" of every target to a .npy file, float32 (windows, T).
 
     It appears when it is complete. Several processes share the work. OSError if the disk is full.
     """
     rank, world = common.ranks()
     trunk = model.trunk
-    per_token = model.losses if name == "loss" else model.entropies
+    losses = model.losses
+    entropies = model.entropies
     if compiled:
         trunk = torch.compile(trunk, dynamic=False)
-        per_token = torch.compile(per_token, dynamic=False)
+        losses = torch.compile(losses, dynamic=False)
+        entropies = torch.compile(entropies, dynamic=False)
     part = Path(f"{file}.part")
     if rank == 0:
         part.parent.mkdir(exist_ok=True)
@@ -180,16 +185,20 @@ def score_corpus(file, name, model, windows, device, compiled=False):
         print(f"the reference's {name} of {len(windows):,} windows, {need:,.1f} MB: {file}")
         if need > free:
             raise OSError(f"It needs {need:,.0f} MB and {free:,.0f} MB are free: make room.")
-        np.lib.format.open_memmap(part, "w+", np.float32, (len(windows), windows.T))
+        np.lib.format.open_memmap(part, "w+", np.float32, (len(windows), windows.T))  # makes it
     common.gather(None)  # wait until the file is there
     batch = min(len(windows), max(1, (4096 if device == "cpu" else 65536) // windows.T))
     begins = range(rank * batch, len(windows), world * batch)
-    for begin in tqdm(begins, "scoring", unit="batch", mininterval=1, disable=rank > 0):
-        begin = min(begin, len(windows) - batch)  # the last steps back: one shape to compile
+    for begin in tqdm(begins, "reference", unit="batch", mininterval=1, disable=rank > 0):
+        begin = min(begin, len(windows) - batch)  # the last batch steps back, to be whole
         x, y = windows[range(begin, begin + batch)]
         h = trunk(x.to(device)).flatten(0, 1)
-        numbers = per_token(h, y.to(device).flatten())
-        np.load(part, mmap_mode="r+")[begin:begin + batch] = numbers.view(y.shape).cpu()
+        if name == "loss":
+            numbers = losses(h, y.to(device).flatten())
+        else:
+            numbers = entropies(h)
+        mapped = np.load(part, mmap_mode="r+")  # for this batch alone, as above
+        mapped[begin:begin + batch] = numbers.view(y.shape).cpu()
     common.gather(None)  # wait until all have written
     if rank == 0:
         os.replace(part, file)
@@ -197,18 +206,18 @@ def score_corpus(file, name, model, windows, device, compiled=False):
 
 
 @torch.no_grad()
-def try_score(name, reference, trunk, token_losses, n):
-    """Score n windows once, before training begins.
+def check_score(name, reference, trunk, token_losses, n):
+    """Score n windows before training begins, so that what can go wrong goes wrong here.
 
-    If the score uses the reference, the reference's numbers are computed here. ValueError if the
-    score does not have one number a token; a warning if it has the same for all.
+    If the score uses the reference, this opens it, and makes its file if there is none. ValueError
+    if the score does not have one number a token; a warning if it has the same number for all.
     """
     windows = reference.windows
-    i = windows.indices(0, n)
-    x, y = windows[i]
+    window_ids = windows.indices(0, n)
+    x, y = windows[window_ids]
     h = trunk(x.to(reference.device)).flatten(0, 1)
     loss = token_losses(h, y.to(reference.device).flatten())
-    score = SCORES[name](Tokens(loss, windows, i, reference))
+    score = SCORES[name](Tokens(loss, windows, window_ids, reference))
     if score.shape != loss.shape:
         raise ValueError(f"The score {name!r} has the shape {tuple(score.shape)}; it must have one "
                          f"number for each of {len(loss)} tokens, {tuple(loss.shape)}.")

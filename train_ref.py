@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 import common
-from data import Windows, count, ensure, read_problems, tokenizer_of
+from data import Windows, count, make_toy_if_missing, read_problems, tokenizer_of
 from model import GPT, GPTConfig, make_optimizer
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
@@ -32,34 +32,35 @@ flag("--depth", type=count, default=4, help="size: this many layers, and heads o
 flag("--init_from", help="run folder or checkpoint to take the weights from, and so the size")
 # optimization
 flag("--batch_tokens", type=count, default=4096, help="tokens in an optimizer step")
-flag("--micro_batch", type=count, default=32, help="windows in one forward pass")
+flag("--micro_batch", type=count, default=32, help="windows in a forward pass; a selection's pool")
 flag("--lr", type=float, default=3e-3, help="peak learning rate: it falls linearly to 0")
 flag("--warmup", type=count, default=50, help="steps in which it rises linearly to its peak")
 flag("--weight_decay", type=float, default=0.1, help="of the matrices")
 flag("--clip", type=float, default=1.0, help="largest norm of the gradient")
 flag("--seed", type=int, default=0, help="of the weights and of the order of the data")
 common.add_flags(parser, out="out/ref")
-args, ckpt = common.parse_args(parser)
+args, ckpt = common.parse_args(parser)  # ckpt: what --resume goes on from, or None
 
 # ------------------------------------------------------------------------------ device, data
 device = common.pick_device(args.device)
-rank, world = common.join_processes(device)  # 0 and 1, but for `torchrun --nproc_per_node=N`
+rank, world = common.join_processes(device)  # 0 of 1, unless torchrun has started more
 cuda = device.startswith("cuda")
 bf16 = args.dtype == "bfloat16" or (args.dtype == "auto" and cuda)
 compiled = cuda if args.compile is None else args.compile
 move = common.mover(device)
 torch.manual_seed(args.seed)
 
-train = Windows(ensure(args.data), args.block_size, args.seed)
-held_out = Windows(args.data, args.block_size, split="val")
-target = Windows(ensure(args.target), args.block_size, split="val")
+make_toy_if_missing(args.data, args.target)
+train = Windows(args.data, args.block_size, args.seed)
+val_train = Windows(args.data, args.block_size, split="val")
+val_target = Windows(args.target, args.block_size, split="val")
 problems = read_problems(args.target, args.problems)
-enc = tokenizer_of(target.meta["tokenizer"], args.target) if problems else None
+enc = tokenizer_of(val_target.meta["tokenizer"], args.target) if problems else None
 
 steps = args.tokens // args.batch_tokens
 step_windows = args.batch_tokens // args.block_size  # over all processes
 accumulation = step_windows // args.micro_batch  # micro-batches in a step, over all processes
-common.check_run(args, ckpt, train, target, world)
+common.check_run(args, ckpt, train, val_target, world)
 
 # ------------------------------------------------------------------------------ model
 if args.resume or args.init_from:
@@ -84,11 +85,11 @@ if compiled:
 
 
 def evaluate(problems):
-    row = {}
-    row["val_target"] = common.held_out_loss(trunk, token_losses, target, args, device)
-    row["val_train"] = common.held_out_loss(trunk, token_losses, held_out, args, device)
-    row["accuracy"] = common.accuracy(model, problems, enc)
-    return row
+    return {
+        "val_target": common.held_out_loss(trunk, token_losses, val_target, args, device),
+        "val_train": common.held_out_loss(trunk, token_losses, val_train, args, device),
+        "accuracy": common.accuracy(model, problems, enc),
+    }
 
 
 def save(name, step):
@@ -104,7 +105,7 @@ print(f"{n_parameters / 1e6:.2f}M parameters on {device}, bf16 {bf16}, compiled 
       f"{steps} steps of {accumulation} x {args.micro_batch} windows of {args.block_size} tokens")
 snapshots = {round(i * steps / args.snapshots) for i in range(1, args.snapshots + 1)}
 means = common.Means()  # of what is measured, since the last log line
-common.start_log(args.out, start)
+common.prepare_folder(args.out, start)
 logged = start  # the step of the last log line
 clock = time.perf_counter()
 bar = tqdm(total=steps, initial=start, desc=args.out, unit="step", mininterval=1, disable=rank > 0)
@@ -120,7 +121,7 @@ for step in range(start, steps):
         x = move(x)
         y = move(y).flatten()  # (N,): the tokens of a micro-batch are one list
         h = trunk(x).flatten(0, 1)  # (N, C)
-        loss = token_losses(h, y)  # (N,): L_theta = -log P(x_i | x_<i)
+        loss = token_losses(h, y)  # (N,): L_theta = -log P(y_i | what comes before)
         (loss.mean() / accumulation).backward()
         means.add(loss=(loss.detach().sum(), len(loss)))
     if world > 1:
@@ -145,15 +146,15 @@ for step in range(start, steps):
     row["elapsed_s"] = elapsed
     row["peak_mem_mb"] = common.peak_memory_mb(device)
     common.check_finite(row, args.out)
-    if evaluating and rank == 0:
-        row |= evaluate(problems if done == steps else problems[:64])
-        tqdm.write(f"step {done}: {common.in_words(row)}")
     if rank == 0:
+        if evaluating:
+            row |= evaluate(problems if done == steps else problems[:64])
+            tqdm.write(f"step {done}: {common.in_words(row)}")
         common.write_log(args.out, row)
-    if evaluating and rank == 0:
         if done in snapshots:
             save(f"step_{done:06}.pt", done)
-        save("ckpt.pt", done)
+        if evaluating:
+            save("ckpt.pt", done)
     logged = done
     clock = time.perf_counter()  # it stands still during evaluation and saving
 bar.close()

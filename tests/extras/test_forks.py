@@ -357,12 +357,12 @@ def test_own_evaluation_column(fork, corpus, tmp_path):
     _, [row] = train("--other", corpus / "ref")
     assert row["val_other"] == row["val_target"]
     _, [row] = train()
-    assert "val_other" not in row
+    assert row["val_other"] == row["val_target"]
     other = shutil.copytree(corpus / "web", tmp_path / "other")
     meta = json.loads((other / "meta.json").read_text())
     meta["tokenizer"]["sha256"] = "0"
     (other / "meta.json").write_text(json.dumps(meta))
-    with pytest.raises(ValueError, match="other and .* have different tokenizers"):
+    with pytest.raises(ValueError, match="other have different tokenizers"):
         train("--other", other)
 
 
