@@ -309,7 +309,8 @@ def decode(enc, ids):
     return enc.decode([i for i in ids if i < enc.n_vocab])
 
 
-NUMBER = r"(?:(?<![\d)])-)?\$?\d[\d,]*(?:\.\d+)?"  # the minus of 5-3 is no sign
+# The minus of "5-3" and "5 - 3" is no sign, that of "- 3" is one.
+NUMBER = r"(?:(?<![\d)])(?<![\d)] )- ?)?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 
 
 def is_right(text, answer):
@@ -318,6 +319,7 @@ def is_right(text, answer):
     Numbers are compared as numbers, 1,000 = 1000.0; all else as text, whatever the case.
     """
     text = text.split("Question:")[0]  # a model may go on with another question
+    text = text.replace("\N{MINUS SIGN}", "-").replace("\N{EN DASH}", "-")
     marked = re.search(r"####(.*)", text)
     if re.fullmatch(NUMBER, answer.strip()):
         if marked:
