@@ -56,7 +56,8 @@ def parse_args(parser):
         if ("ref" in ckpt["args"]) != hasattr(args, "ref"):
             raise ValueError(f"The run in {out} is of the other training script; resume it with "
                              "that one.")
-        parser.set_defaults(**ckpt["args"])  # the run's own flags; those given now win
+        # The run's own flags; those given now win. The folder may have another name by now.
+        parser.set_defaults(**{**ckpt["args"], "out": args.out})
         args = parser.parse_args()
     elif not args.overwrite and any(out.glob("*.pt")):
         raise ValueError(f"{out} holds a run already: give --resume to go on with it, --overwrite "
@@ -67,6 +68,8 @@ def parse_args(parser):
             if path and ckpt_path(path).resolve().parent == out.resolve():
                 raise ValueError(f"--{name} {path} lies in --out {out}, which the run would "
                                  "replace; give another --out.")
+    if not (min(args.lr, args.weight_decay, args.seed) >= 0 and args.clip > 0):  # nor NaN
+        raise ValueError("--lr, --weight_decay and --seed must be 0 or more, --clip above 0.")
     if min(args.log_interval, args.eval_interval, args.eval_windows) < 1 or args.problems < 0:
         raise ValueError("--log_interval, --eval_interval and --eval_windows must be 1 or more, "
                          "--problems 0 or more.")

@@ -19,6 +19,7 @@ import shutil
 import string
 import sys
 import time
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -250,7 +251,10 @@ def end_of_text(path, tokenizer):
     settings = {}
     for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
         if (path / name).is_file():
-            settings |= json.loads((path / name).read_text(encoding="utf-8"))
+            try:
+                settings |= json.loads((path / name).read_text(encoding="utf-8"))
+            except (ValueError, TypeError) as e:
+                raise ValueError(f"{path / name} is no JSON object ({e}).") from None
     eos = settings.get("eos_token")  # a string, an object, or null
     if isinstance(eos, dict):
         eos = eos.get("content")
@@ -297,7 +301,7 @@ def read_documents(path, templates, max_unfit=0.01):
     try:
         raw = Path(path).read_bytes()
         text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
-    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError) as e:
+    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as e:
         raise ValueError(f"{path} is not UTF-8 text, plain or gzipped ({e}).") from None
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:

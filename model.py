@@ -224,8 +224,9 @@ class GPT(nn.Module):
         its first `stop` means nothing. ValueError if idx is empty or does not fit in block_size.
         """
         prompt = idx.shape[1]
-        if prompt == 0:
-            raise ValueError("a prompt must have at least one token")
+        if not 0 < prompt <= self.config.block_size:
+            raise ValueError(f"a prompt must have at least one token and fit in block_size "
+                             f"{self.config.block_size}, and not have {prompt} tokens")
         caches = [KVCache() for _ in self.blocks]
         new = idx
         for _ in range(min(max_new_tokens, self.config.block_size - prompt)):

@@ -52,12 +52,11 @@ def select_topk(score, ratio, valid=None):
         raise ValueError(f"A score has one number a token, (N,), not {tuple(score.shape)}.")
     if not 0 < ratio <= 1:
         raise ValueError(f"The ratio must be above 0 and at most 1, not {ratio}.")
-    n = len(score)
+    places = torch.arange(len(score), device=score.device)
     if valid is not None:
-        n = int(valid.sum())
-        score = score.masked_fill(~valid, -math.inf)
-    k = math.ceil(Fraction(str(ratio)) * n)  # in decimals: as floats, 0.55 * 100 is above 55
-    return score.topk(k).indices.sort().values
+        places = places[valid]
+    k = math.ceil(Fraction(str(ratio)) * len(places))  # in decimals: 0.55 * 100 is above 55
+    return places[score[places].topk(k).indices].sort().values
 
 
 class Tokens:
@@ -177,7 +176,8 @@ def write_per_token(file, name, model, windows, device, compiled=False):
         trunk = torch.compile(trunk, dynamic=False)
         losses = torch.compile(losses, dynamic=False)
         entropies = torch.compile(entropies, dynamic=False)
-    part = Path(f"{file}.part")
+    pid = common.gather(os.getpid())[0]  # another run may make the same file at this moment
+    part = Path(f"{file}.{pid}.part")
     if rank == 0:
         part.parent.mkdir(exist_ok=True)
         need = 4 * len(windows) * windows.T / 1e6
@@ -221,6 +221,9 @@ def check_score(name, reference, trunk, token_losses, n):
     if score.shape != loss.shape:
         raise ValueError(f"The score {name!r} has the shape {tuple(score.shape)}; it must have one "
                          f"number for each of {len(loss)} tokens, {tuple(loss.shape)}.")
+    if score.isnan().any():
+        raise ValueError(f"The score {name!r} is not a number for some tokens. If it uses the "
+                         "reference, train that again with a lower --lr.")
     if score.max() - score.min() < 1e-3:
         print(f"Warning: {name} is the same for every token, so the first selection is arbitrary. "
               "Is the reference the student's own start?")

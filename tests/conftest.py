@@ -1,57 +1,115 @@
-"""Shared by the tests: a tiny corpus, a tiny reference, and the scripts' main() with tiny arguments."""
+"""Shared by the tests: a tiny corpus, a tiny reference, and the scripts, run in this process."""
 import json
+import os
+import runpy
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "extras")]
+sys.path.insert(0, str(ROOT))
+os.environ["TQDM_DISABLE"] = "1"  # no progress bars among the dots
 
-import data
-import train_ref
-import train_slm
-from model import load_checkpoint
+import common  # noqa: E402 (ROOT first)
 
-SIZE = "--depth 1 --block_size 32 --batch_tokens 256 --micro_batch 8 --warmup 2 --eval_windows 8 --problems 4 --device cpu".split()
+SIZE = shlex.split("--depth 1 --block_size 32 --batch_tokens 256 --micro_batch 8 --warmup 2 "
+                   "--eval_windows 8 --problems 4 --device cpu")
+
+
+def run_script(script, *flags):
+    """Run a script of this project in this process, as a command would; returns its globals."""
+    argv, hook = sys.argv, sys.excepthook
+    sys.argv = [str(script), *map(str, flags)]
+    try:
+        return runpy.run_path(str(ROOT / script), run_name="__main__")
+    finally:
+        sys.argv, sys.excepthook = argv, hook
+
+
+def command(script, *flags, **options):
+    """Run a script as a process of its own; returns the finished process, its output as text."""
+    argv = [sys.executable, str(ROOT / script), *map(str, flags)]
+    return subprocess.run(argv, capture_output=True, text=True, **options)
+
+
+def read_log(out):
+    return [json.loads(line) for line in (Path(out) / "log.jsonl").read_text().splitlines()]
+
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
-    """A folder with ref/ and web/, 20,000 and 40,000 tokens of the embedded corpus."""
+    """A folder with ref/ and web/, 20,000 and 40,000 tokens of the toy world."""
     out = tmp_path_factory.mktemp("corpus")
-    data.main(["--out", str(out), "--ref_tokens", "20K", "--web_tokens", "40K"])
+    run_script("data.py", "--out", out, "--ref_tokens", "20K", "--web_tokens", "40K")
     return out
+
 
 @pytest.fixture(scope="session")
 def run(corpus, tmp_path_factory):
-    """run("ref" or "slm", out, *flags): train at the tiny size and return (checkpoint, log lines)."""
+    """run("ref" or "slm", out, *flags): train at the tiny size; returns (checkpoint, log lines).
+
+    run.ref is the folder of a reference, which "slm" uses unless --ref is among the flags.
+    """
     ref = tmp_path_factory.mktemp("run") / "ref"
 
     def go(which, out, *flags, resume=False):
-        flags, out = [str(f) for f in flags], Path(out)
+        flags = [str(flag) for flag in flags]
+        argv = ["--out", str(out), *flags]
         if resume:
-            argv = ["--resume", "--out", str(out), *flags]
+            argv.append("--resume")
         else:
-            argv = ["--data", str(corpus / ("ref" if which == "ref" else "web")), "--target", str(corpus / "ref"), "--out", str(out), *SIZE, *flags]
-            argv += ["--ref", str(ref)] if which == "slm" and "--ref" not in flags else []
-            argv += ["--tokens", "2560"] if "--tokens" not in flags else []
-        {"ref": train_ref, "slm": train_slm}[which].main(argv)
-        return load_checkpoint(out), [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+            data = corpus / ("ref" if which == "ref" else "web")
+            where = ["--data", str(data), "--target", str(corpus / "ref")]
+            argv = [*where, "--tokens", "2560", *SIZE, *argv]
+            if which == "slm" and "--ref" not in flags:
+                argv += ["--ref", str(ref)]
+        run_script(f"train_{which}.py", *argv)
+        return common.load_checkpoint(out), read_log(out)
 
     go("ref", ref, "--tokens", "20480")
     go.ref = ref
     return go
 
+
 @pytest.fixture
-def refused(capsys):
-    """refused(main, argv, *words): main exits with 1 or 2 and one sentence on stderr that has the words, and no traceback."""
-    def check(main, argv, *words):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as e:
-            main([str(a) for a in argv])
-        said = e.value.code if isinstance(e.value.code, str) else capsys.readouterr().err
-        assert e.value.code not in (0, None) and "Traceback" not in said
+def refused():
+    """refused(script, flags, *words): the command ends with a sentence that has the words.
+
+    It has failed then, and there is no traceback.
+    """
+    def check(script, flags, *words, cwd=None):
+        done = command(script, *flags, cwd=cwd)
+        assert done.returncode not in (0, None), done.stdout
+        assert "Traceback" not in done.stderr, done.stderr
         for word in words:
-            assert word in said, (word, said)
+            assert word in done.stderr, (word, done.stderr)
+        return done.stderr
+    return check
+
+
+@pytest.fixture
+def sentence(capsys, monkeypatch):
+    """sentence(script, flags, *words): what `refused` checks, in this process and so in no time."""
+    def check(script, flags, *words):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
+        monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)  # the script may set its own
+        capsys.readouterr()
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as e:
+            assert e.code not in (0, None)
+            if isinstance(e.code, str):
+                print(e.code, file=sys.stderr)
+        except BaseException as e:
+            sys.excepthook(type(e), e, e.__traceback__)
+        else:
+            pytest.fail(f"{script} {' '.join(map(str, flags))} was not refused")
+        said = capsys.readouterr().err
+        assert "Traceback" not in said, said
+        for word in words:
+            assert str(word) in said.splitlines()[-1], (word, said)
         return said
     return check

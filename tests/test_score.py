@@ -1,178 +1,400 @@
-import json
+"""score.py: the scores, the selection, the file of what a reference says, what the log says."""
+import contextlib
 import math
+import os
 import random
+import shutil
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 
-import score as score_py
-from data import KINDS, Windows, get_tokenizer
-from model import GPT, GPTConfig, load_model
-from score import (SCORES, Meter, ScoreCache, exact_match, extract_answer, masked_mean, mean_loss, reference_scores, same_answer, select_topk,
-                   weights_hash)
+import common
+from data import KINDS, Windows, write_corpus
+from model import GPT
+from score import MATH, SCORES, Reference, Tokens, check_score, select_topk
 
-nan, inf = math.nan, math.inf
+nan = math.nan
+inf = math.inf
 
-def test_topk_against_a_sort_under_ties_nan_and_infinities():
+
+# ------------------------------------------------------------------------------ the selection
+CASES = [  # what the scores are drawn from
+    [0.0],
+    [0.0, 1.0],
+    [nan],
+    [-inf, nan, 0.0, -0.0, inf, 3e38],
+    list(range(-500, 500)),
+]
+
+
+def from_the_top(score, places):
+    """The scores in some places, NaN first, as what sorts like them."""
+    values = [score[i].item() for i in places]
+    return sorted(((math.isnan(v), 0 if math.isnan(v) else v) for v in values), reverse=True)
+
+
+def test_topk_against_a_sort():
+    """Ties are broken in any way: the selected scores are compared, not their places."""
     rng = random.Random(0)
     for case in range(300):
-        B, T = rng.randint(1, 5), rng.randint(1, 40)
-        values = rng.choice([[0.0], [0.0, 1.0], [nan], [-inf, nan, 0.0, -0.0, inf, 3e38, -3.4e38], [rng.gauss(0, 1) for _ in range(200)]])
-        score = torch.tensor([[rng.choice(values) for _ in range(T)] for _ in range(B)])
-        valid = None if case % 3 == 0 else torch.tensor([[rng.random() < 0.7 for _ in range(T)] for _ in range(B)])
-        ratio = rng.choice([0.01, 0.1, 0.25, 0.3, 0.55, 0.6, 0.7, 0.99, 1, 1.0, round(rng.random() * 0.99 + 0.01, 3)])
-        mask = select_topk(score, ratio, valid)
-        ok = torch.ones(B, T, dtype=torch.bool) if valid is None else valid
-        k = -(-Fraction(str(ratio)) * int(ok.sum()) // 1)
-        assert mask.shape == (B, T) and mask.dtype == torch.bool and mask.sum() == k and not (mask & ~ok).any()
-        key = lambda v: (0, 0) if math.isnan(v) else (1, v)  # numbers before NaN, -inf is a number
-        want = sorted((key(v) for v in score[ok].tolist()), reverse=True)[:int(k)]
-        assert sorted((key(v) for v in score[mask].tolist()), reverse=True) == want
-        assert torch.equal(mask, select_topk(score, ratio, valid))
+        n = rng.randint(1, 200)
+        values = rng.choices(CASES[case % 5], k=n)
+        score = torch.tensor(values, dtype=torch.float32)
+        ratio = rng.choice([0.01, 0.1, 0.25, 0.55, 0.6, 0.7, 1, 1.0])
+        valid = None
+        allowed = list(range(n))
+        if case % 3:
+            valid = torch.rand(n) < 0.7
+            allowed = valid.nonzero().flatten().tolist()
+        k = math.ceil(Fraction(str(ratio)) * len(allowed))
+        selected = select_topk(score, ratio, valid)
+        assert selected.dtype == torch.int64
+        places = selected.tolist()
+        assert places == sorted(set(places))
+        assert set(places) <= set(allowed)
+        assert from_the_top(score, places) == from_the_top(score, allowed)[:k]
+
+
+def test_an_invalid_token_is_never_selected_whatever_the_scores():
+    score = torch.full((6,), -inf)
+    valid = torch.tensor([False, True, False, True, True, False])
+    assert select_topk(score, 1, valid).tolist() == [1, 3, 4]
+    nothing = torch.zeros(6, dtype=torch.bool)
+    assert select_topk(score, 0.5, nothing).tolist() == []
+
 
 def test_k_is_a_ceiling_in_decimals():
-    count = lambda ratio, n: int(select_topk(torch.arange(n).float(), ratio).sum())
-    assert [count(0.55, 100), count(0.1, 10), count(0.07, 100), count(0.6, 7), count(0.001, 10), count(1, 9)] == [55, 1, 7, 5, 1, 9]
-    for ratio in (0, -0.1, 1.01, nan):
-        with pytest.raises(ValueError):
+    expected = {(0.55, 100): 55, (0.1, 10): 1, (0.07, 100): 7, (0.6, 7): 5}
+    expected |= {(0.001, 10): 1, (1, 9): 9, (0.2, 4096): 820}
+    for (ratio, n), k in expected.items():
+        assert len(select_topk(torch.zeros(n), ratio)) == k
+
+
+def test_what_is_no_ratio_or_no_score_is_refused():
+    for ratio in (0, -0.1, 1.01, nan, inf):
+        with pytest.raises(ValueError, match="ratio"):
             select_topk(torch.zeros(4), ratio)
+    for shape in ((8, 1), (2, 4), ()):
+        with pytest.raises(ValueError, match="one number a token"):
+            select_topk(torch.zeros(shape), 0.5)
 
-def test_ties_favour_no_row_and_the_score_gets_no_gradient():
-    score = torch.zeros(16, 64, requires_grad=True)
-    mask = select_topk(score, 0.5)
-    assert mask.sum() == 512 and mask.sum(1).min() > 16 and mask.sum(1).max() < 48 and mask.sum(0).min() > 1
-    assert not mask.requires_grad
 
-def test_mean_is_over_the_selected_and_gradients_come_from_them_alone():
-    losses = torch.tensor([[1.0, 2.0, 30.0], [4.0, 50.0, 6.0]], requires_grad=True)
-    mask = torch.tensor([[True, True, False], [True, False, True]])
-    mean = masked_mean(losses, mask)
-    assert mean.item() == pytest.approx(13 / 4)
-    mean.backward()
-    assert torch.equal(losses.grad, mask * 0.25)
-    assert masked_mean(losses).item() == masked_mean(losses, torch.ones_like(mask)).item()
+# ------------------------------------------------------------------------------ the scores
+class Said:
+    """A reference that says what it is told to."""
+    def __init__(self, loss, entropy):
+        self.loss = lambda i: torch.tensor([loss])
+        self.entropy = lambda i: torch.tensor([entropy])
 
-def test_scores_keep_what_they_say():
-    args = dict(loss=torch.tensor([[5.0, 5.0, 1.0, 1.0]]), ref_loss=torch.tensor([[1.0, 5.0, 1.5, 4.0]]), ref_entropy=torch.tensor([[4.0, 0.5, 1.0, 3.0]]),
-                kind=torch.tensor([[4, 1, 0, 2]]), valid=None)
-    def best(name, seed=0):
-        values = SCORES[name](*args.values(), torch.Generator().manual_seed(seed))
-        return values, values.argmax().item()
-    assert best("excess")[1] == 0 and torch.equal(best("excess")[0], args["loss"] - args["ref_loss"])  # not reversed
-    assert best("loss")[0].tolist() == [[5, 5, 1, 1]] and best("ref_loss")[1] == 0 and best("ref_entropy")[1] == 1
-    assert best("ref_loss+ref_entropy")[0].tolist() == [[-3, -3, -1, -2]]  # minus the worse of the two ranks
-    assert best("oracle")[1] == KINDS.index("math") + 2
-    assert torch.equal(best("random", 7)[0], best("random", 7)[0]) and not torch.equal(best("random", 7)[0], best("random", 8)[0])
-    args["valid"] = torch.tensor([[True, False, True, True]])
-    assert best("ref_loss+ref_entropy")[0][0, [0, 2, 3]].tolist() == [-2, -1, -2]  # ranks among the valid
 
-def test_entropy_and_loss_of_a_reference():
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(vocab_size=30, block_size=8, n_layer=1, n_head=2, n_kv_head=2, n_embd=16, n_hidden=32))
-    x, y = torch.randint(0, 30, (2, 8)), torch.randint(0, 30, (2, 8))
-    y[0, 0] = -1
-    loss, entropy = reference_scores(model, x, y, entropy=True)
-    p = model(x).softmax(-1)
-    assert torch.allclose(entropy, -(p * p.log()).sum(-1), atol=1e-5) and torch.allclose(loss, reference_scores(model, x, y)[0], atol=1e-5)
-    assert not loss.requires_grad and not entropy.requires_grad
+class Known:
+    """Windows of known kinds."""
+    has_kinds = True
 
-def test_reference_equal_to_the_student_gives_no_excess(run, corpus, tmp_path):
-    """From the script: a student that starts as its own reference and does not move has the loss of its reference, cached from other batches."""
-    _, log = run("slm", tmp_path / "slm", "--init_from", run.ref, "--lr", "0", "--log_interval", 1)
-    ref, _ = load_model(run.ref)
+    def __init__(self, kinds):
+        self.kinds = lambda i: torch.tensor([kinds])
+
+
+def some_tokens(seed=0):
+    loss = torch.tensor([5.0, 5.0, 1.0, 1.0])
+    reference = Said(loss=[1.0, 5.0, 1.5, 4.0], entropy=[4.0, 0.5, 1.0, 3.0])
+    return Tokens(loss, Known([4, 1, MATH, 2]), [0], reference, seed)
+
+
+@pytest.mark.parametrize("name, score", [
+    ("excess", [4, 0, -0.5, -3]),  # L_theta - L_ref, and not the other way round
+    ("loss", [5, 5, 1, 1]),
+    ("ref_loss", [-1, -5, -1.5, -4]),
+    ("ref_entropy", [-4, -0.5, -1, -3]),
+    # The places by loss are 0 3 1 2, those by entropy 3 0 1 2: the worse of the two counts.
+    ("ref_loss+ref_entropy", [-3, -3, -1, -2]),
+])
+def test_scores_keep_what_they_say(name, score):
+    assert SCORES[name](some_tokens()).tolist() == score
+
+
+def test_the_oracle_prefers_the_math():
+    assert SCORES["oracle"](some_tokens()).argmax().item() == 2
+
+
+def test_random_is_of_the_seed_and_uniform():
+    def draw(*seed):
+        return SCORES["random"](some_tokens(seed)).tolist()
+
+    assert draw(0, 1, 0) == draw(0, 1, 0)
+    assert draw(0, 1, 0) != draw(0, 0, 1)
+    loss = torch.zeros(10_000)
+    many = Tokens(loss, Known([0]), [0], None, seed=3).random()
+    assert many.dtype == torch.float32
+    assert 0 <= many.min() < 0.01
+    assert 0.99 < many.max() < 1
+    assert many.mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_reference_equal_to_the_student_gives_no_excess(run, corpus):
+    student = common.load_model(run.ref)
     windows = Windows(corpus / "web", 32)
-    cache = ScoreCache(run.ref, corpus / "web", windows, weights_hash(ref))
-    assert cache.ready()
-    for step, line in enumerate(log):
-        x, y = windows.batch(step, 8)
-        excess = ref(x, y).detach() - cache[windows.indices(step, 8)][0]
-        assert excess.abs().max() < 1e-4 and line["loss"] == pytest.approx(cache[windows.indices(step, 8)][0].mean().item(), abs=1e-4)
-
-def test_cached_scores_are_the_reference_s_losses_in_the_grid_s_order(run, corpus, tmp_path):
-    ref, _ = load_model(run.ref)
-    windows = Windows(corpus / "web", 32)
-    (tmp_path / "ref").mkdir()
-    cache = ScoreCache(tmp_path / "ref" / "ckpt.pt", corpus / "web", windows, weights_hash(ref))
-    assert not cache.ready()
-    cache.make(ref, windows, "cpu", entropy=True)
-    assert cache.ready(entropy=True)
+    reference = Reference(run.ref, windows, "cpu", False)
     i = windows.indices(3, 8)
     x, y = windows[i]
-    for cached, online in zip(cache[i], reference_scores(ref, x, y, entropy=True)):
-        assert cached.dtype == torch.float32 and torch.allclose(cached, online, atol=1e-5)
-    # Reference losses saved as the student's would make every excess 0.
+    with torch.no_grad():
+        loss = student(x, y).flatten()
+    t = Tokens(loss, windows, i, reference)
+    assert SCORES["excess"](t).abs().max() < 1e-4
     torch.manual_seed(9)
-    assert (GPT(ref.config)(x, y) - cache[i][0]).abs().mean() > 0.5
+    with torch.no_grad():
+        other = GPT(student.config)(x, y).flatten()
+    assert SCORES["excess"](Tokens(other, windows, i, reference)).mean() > 0.5
 
-def test_cached_and_online_train_the_same_student(run, tmp_path):
-    a, _ = run("slm", tmp_path / "cached", "--ratio", "0.3")
-    b, _ = run("slm", tmp_path / "online", "--ratio", "0.3", "--online")
-    assert a["selected_tokens"] == b["selected_tokens"]
-    assert all(torch.allclose(a["model"][k], b["model"][k], atol=1e-6) for k in a["model"])
 
-def test_a_cache_of_something_else_is_refused(run, corpus, tmp_path, refused):
-    run("ref", tmp_path / "other", "--seed", 5)
-    run("slm", tmp_path / "first", "--ref", tmp_path / "other")
-    folder = tmp_path / "other" / "scores" / "ckpt-web"
-    argv = ["--ref", tmp_path / "other", "--data", corpus / "web", "--device", "cpu"]
-    for name, value in (("reference", "0"), ("corpus", "0"), ("block size", 64)):
-        meta = json.loads((folder / "meta.json").read_text())
-        (folder / "meta.json").write_text(json.dumps({**meta, name: value}))
-        refused(score_py.main, argv, f"another {name}", "score.py")
-        (folder / "meta.json").write_text(json.dumps(meta))
-    score_py.main([*map(str, argv)])
-    raw = (folder / "loss.npy").read_bytes()
-    (folder / "loss.npy").write_bytes(raw[:-4000])
-    refused(score_py.main, argv, "score.py")
-    score_py.main([*map(str, argv), "--overwrite"])
-    assert (folder / "loss.npy").read_bytes() == raw
-
-def test_scores_that_do_not_fit_the_disk_are_not_begun(run, corpus, tmp_path, monkeypatch, refused):
+# ------------------------------------------------------------------------------ the reference
+@pytest.fixture
+def ref(run, tmp_path):
+    """A copy of the tiny reference, without a file of what it says."""
     (tmp_path / "ref").mkdir()
-    (tmp_path / "ref" / "ckpt.pt").write_bytes((run.ref / "ckpt.pt").read_bytes())
-    monkeypatch.setattr(score_py.shutil, "disk_usage", lambda path: type("", (), {"free": 1000}))
-    refused(score_py.main, ["--ref", tmp_path / "ref", "--data", corpus / "web", "--device", "cpu"], "--online")
-    assert [p.name for p in (tmp_path / "ref").iterdir()] == ["ckpt.pt"]
+    shutil.copy(run.ref / "ckpt.pt", tmp_path / "ref")
+    return tmp_path / "ref"
 
-def test_held_out_loss_and_accuracy_are_of_the_next_token_and_of_right_answers(run, corpus):
-    ref, _ = load_model(run.ref)
-    windows = Windows(corpus / "ref", 32, split="val")
-    i = np.unique(np.linspace(0, len(windows) - 1, 10).astype(int))
+
+def files_of(ref):
+    """Where what a reference says is kept, in its folder."""
+    return sorted(ref.rglob("*.npy"))
+
+
+def loss_of(ref, windows, i=(0,), bf16=False):
+    """What a reference says of windows i, from its file, which is made if there is none."""
+    return Reference(ref, windows, "cpu", bf16).loss(list(i))
+
+
+def change(ref, name, value):
+    """Change one part of a checkpoint."""
+    ckpt = common.load_checkpoint(ref)
+    ckpt[name] = {**ckpt[name], **value}
+    common.save_checkpoint(ref / "ckpt.pt", **ckpt)
+
+
+def test_the_file_holds_the_model_s_numbers_in_the_order_of_the_grid(ref, corpus):
+    """Loss and entropy by their formulas, over all logits; whatever the batches it was made in."""
+    model = common.load_model(ref)
+    windows = Windows(corpus / "web", 32)
+    reference = Reference(ref, windows, "cpu", False)
+    i = windows.indices(5, 16)
     x, y = windows[i]
-    assert mean_loss(ref, windows, 10, 4, "cpu") == pytest.approx(ref(x, y).mean().item(), abs=1e-5) and mean_loss(ref, windows, 10, 4, "cpu") < 4
-    enc = get_tokenizer()
+    with torch.no_grad():
+        p = model(x).double().softmax(-1)
+    of_targets = p.gather(-1, y[..., None])[..., 0]
+    loss = reference.loss(i)
+    entropy = reference.entropy(i)
+    assert loss.shape == entropy.shape == (16, 32)
+    assert loss.dtype == entropy.dtype == torch.float32
+    assert torch.allclose(loss.double(), -of_targets.log(), atol=1e-4)
+    assert torch.allclose(entropy.double(), -(p * p.log()).sum(-1), atol=1e-4)
+    last = [len(windows) - 1]
+    x, y = windows[last]
+    assert torch.allclose(reference.loss(last), model(x, y), atol=1e-4)
+    assert len(files_of(ref)) == 2
+    for file in files_of(ref):
+        assert np.load(file).shape == (len(windows), 32)
 
-    class Solver:  # answers the first two of three problems, goes on after the answer, and is asked with the prompt alone
-        config = ref.config
-        def generate(self, prompts, n, stop):
-            return [enc.encode_ordinary({"a": " 1+1=2\n#### 2\nQuestion: #### 5", "b": " so 1,000.", "c": " #### 4"}[enc.decode(p)]) for p in prompts]
-    problems = [{"prompt": "a", "answer": "2"}, {"prompt": "b", "answer": "1000"}, {"prompt": "c", "answer": "5"}, {"prompt": "", "answer": "5"}]
-    assert exact_match(Solver(), problems, enc) == 0.5 and exact_match(Solver(), problems[:2], enc, batch=1) == 1 and exact_match(Solver(), [], enc) is None
 
-def test_meter_adds_up():
-    meter = Meter("cpu")
-    losses, kind = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[0, 0], [1, 4]])
-    meter.add(losses, None, torch.tensor([[True, False], [False, True]]), kind)
-    meter.add(losses, torch.tensor([[True, True], [True, False]]), torch.tensor([[True, False], [False, False]]), kind)
-    row = meter.read()
-    assert row["loss"] == pytest.approx(16 / 7) and row["loss_selected"] == pytest.approx(6 / 3) and row["loss_unselected"] == pytest.approx(10 / 4)
-    assert row["precision"] == pytest.approx(2 / 3) and row["recall"] == pytest.approx(2 / 4) and row["share_wrong"] == 0 and row["share_junk"] == 1
-    assert row["share_prose"] is None and row["selected_tokens"] == 3
-    meter.add(losses, None)
-    row = meter.read()
-    assert row["loss"] == 2.5 and row["selected_tokens"] == 7 and row["loss_selected"] is None and row["precision"] is None
+def test_a_file_is_made_once(ref, corpus, monkeypatch):
+    windows = Windows(corpus / "web", 32)
+    first = loss_of(ref, windows, [0, 7])
+    monkeypatch.setattr(common, "load_model", None)  # a second time would fail
+    assert torch.equal(loss_of(ref, windows, [0, 7]), first)
 
-@pytest.mark.parametrize("text, answer", [
-    ("8*2=16 left\n#### 16\n", "16"), ("#### 1,234", "1234"), ("#### $18.00.", "18.00"), ("#### -5.", "-5"), ("####\n12 apples. The answer is 9", "12"),
-    (r"so \boxed{7} or \boxed{\frac{1}{2}}.", r"\frac{1}{2}"), ("The answer is: $1,234.50. Then 3.", "1234.50"), ("first 3, then 4.", "4"), ("5-3", "3"),
-    ("about 1/2 of it", "1/2"), ("nothing", None), ("", None), ("Question 3: #### 4 Question 5", "4"), ("it is .5", ".5"), ("so \N{MINUS SIGN}7", "-7"), (r"\boxed{1{,}234}", "1234"), (r"\boxed{}", None)])
-def test_extract_answer(text, answer):
-    assert extract_answer(text) == answer
 
-def test_same_answer():
-    for a, b in (("18", "18.00"), ("1,000", "1000"), ("1/2", "0.5"), ("$3", "3"), ("7.", "7"), ("-0", "0"), (r"\frac{1}{2}", r"\frac{1}{2}"), (5, "5")):
-        assert same_answer(a, b) and same_answer(b, a)
-    for a, b in (("18", "19"), (None, None), (None, "0"), ("x", "y"), ("1/0", "1"), ("10", "1"), ("1e9999999", "1")):
-        assert not same_answer(a, b)
+def test_a_file_belongs_to_weights_corpus_window_and_precision(ref, corpus):
+    web = Windows(corpus / "web", 32)
+    loss_of(ref, web)
+    loss_of(ref, web)
+    assert len(files_of(ref)) == 1
+    loss_of(ref, Windows(corpus / "ref", 32))  # another corpus
+    assert len(files_of(ref)) == 2
+    loss_of(ref, web, bf16=True)  # another precision
+    assert len(files_of(ref)) == 3
+    change(ref, "model", {"norm.weight": torch.full((32,), 0.5)})
+    loss_of(ref, web)  # other weights
+    assert len(files_of(ref)) == 4
+    change(ref, "config", {"block_size": 16})
+    loss_of(ref, Windows(corpus / "web", 16))  # another window
+    assert len(files_of(ref)) == 5
+    sizes = [np.load(file).shape[1] for file in files_of(ref)]
+    assert sorted(sizes) == [16, 32, 32, 32, 32]
+
+
+def test_a_corpus_whose_bytes_changed_gets_a_new_file(ref, corpus, tmp_path):
+    """Of the same size, and even with the same meta.json."""
+    shutil.copytree(corpus / "web", tmp_path / "web")
+    before = loss_of(ref, Windows(tmp_path / "web", 32))
+    with open(tmp_path / "web" / "train.bin", "r+b") as f:
+        f.write(np.arange(100, 132, dtype=np.uint16).tobytes())
+    after = loss_of(ref, Windows(tmp_path / "web", 32))
+    assert len(files_of(ref)) == 2
+    assert not torch.allclose(before, after, atol=0.1)
+
+
+def in_the_third_batch(monkeypatch, act):
+    """Do something while the file is half made."""
+    batches = []
+
+    def losses(self, h, targets, losses=GPT.losses):
+        batches.append(len(h))
+        if len(batches) == 3:
+            act()
+        return losses(self, h, targets)
+
+    monkeypatch.setattr(GPT, "losses", losses)
+
+
+def everything_said(ref, windows):
+    """What the file should hold: (windows, T)."""
+    x, y = windows[range(len(windows))]
+    with torch.no_grad():
+        return common.load_model(ref)(x, y)
+
+
+def stop(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_making_that_was_stopped_leaves_no_file_that_counts(ref, corpus, monkeypatch):
+    windows = Windows(corpus / "web", 32)
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        in_the_third_batch(m, stop)
+        loss_of(ref, windows)
+    assert files_of(ref) == []
+    loss = loss_of(ref, windows, range(len(windows)))
+    assert torch.allclose(loss, everything_said(ref, windows), atol=1e-4)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_two_runs_that_make_it_at_once_do_not_spoil_it(ref, corpus, monkeypatch, stopped):
+    """Such as two seeds started together, of which one may be stopped."""
+    def another_run():
+        with monkeypatch.context() as m, contextlib.suppress(KeyboardInterrupt):
+            m.setattr(os, "getpid", lambda: 1)
+            if stopped:
+                m.setattr(GPT, "losses", stop)
+            loss_of(ref, windows)
+
+    windows = Windows(corpus / "web", 32)
+    exact = everything_said(ref, windows)
+    in_the_third_batch(monkeypatch, another_run)
+    loss_of(ref, windows)
+    [file] = files_of(ref)
+    assert np.allclose(np.load(file), exact, atol=1e-4)
+
+
+def test_a_full_disk_is_said_before_the_work_begins(ref, corpus, monkeypatch):
+    class Full:
+        free = 1000
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Full)
+    with pytest.raises(OSError, match="make room"):
+        loss_of(ref, Windows(corpus / "web", 32))
+    assert files_of(ref) == []
+
+
+def test_a_reference_that_does_not_fit_is_refused(ref, corpus, tmp_path):
+    web = Windows(corpus / "web", 32)
+    with pytest.raises(FileNotFoundError, match="no reference at"):
+        loss_of(tmp_path / "absent", web)
+    with pytest.raises(ValueError, match="block size 32"):
+        loss_of(ref, Windows(corpus / "web", 16))
+    documents = [("train", [1] * 99, None), ("val", [1] * 99, None)]
+    write_corpus(tmp_path / "c", documents, {"name": "ids", "sha256": "0"}, 10, {})
+    with pytest.raises(ValueError, match="different tokenizers"):
+        loss_of(ref, Windows(tmp_path / "c", 32))
+
+
+# ------------------------------------------------------------------------------ own scores
+@pytest.mark.parametrize("score", ["loss", "random", "oracle"])
+def test_a_score_without_the_reference_opens_none(run, tmp_path, score):
+    _, log = run("slm", tmp_path / "slm", "--score", score, "--ref", tmp_path / "no such folder")
+    assert log[-1]["selected"] == pytest.approx(0.2, abs=0.01)
+
+
+def test_a_line_in_scores_is_all_it_takes(run, ref, tmp_path, monkeypatch):
+    monkeypatch.setitem(SCORES, "unsure", lambda t: t.loss * t.ref_entropy)
+    ckpt, _ = run("slm", tmp_path / "slm", "--score", "unsure", "--ref", ref)
+    assert ckpt["args"]["score"] == "unsure"
+    [file] = files_of(ref)
+    assert file.name.endswith("entropy.npy")  # what is not asked for is not made
+
+
+@pytest.mark.parametrize("score", [
+    lambda t: t.loss[:32],
+    lambda t: t.loss[:, None],
+    lambda t: t.loss.view(8, 32),
+    lambda t: t.loss.mean(),
+])
+def test_a_score_of_another_shape_is_refused(run, tmp_path, monkeypatch, score):
+    monkeypatch.setitem(SCORES, "odd", score)
+    with pytest.raises(ValueError, match="'odd' has the shape"):
+        run("slm", tmp_path / "slm", "--score", "odd")
+    assert not (tmp_path / "slm").exists()
+
+
+def test_a_score_that_says_nothing_is_warned_of(ref, corpus, capsys):
+    """The reference's own start has an excess of 0 everywhere."""
+    windows = Windows(corpus / "web", 32)
+    reference = Reference(ref, windows, "cpu", False)
+    model = common.load_model(ref)
+    check_score("excess", reference, model.trunk, model.losses, 8)
+    assert "the same for every token" in capsys.readouterr().out
+    check_score("loss", reference, model.trunk, model.losses, 8)
+    assert "Warning" not in capsys.readouterr().out
+
+
+def test_a_reference_that_says_nan_stops_the_run(ref, run, tmp_path):
+    change(ref, "model", {"norm.weight": torch.full((32,), nan)})
+    with pytest.raises(ValueError):
+        run("slm", tmp_path / "slm", "--ref", ref)
+
+
+# ------------------------------------------------------------------------------ what the log says
+def test_the_metrics_of_a_selection_add_up():
+    loss = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    kinds = [MATH, MATH, KINDS.index("wrong"), KINDS.index("junk")]
+    t = Tokens(loss, Known(kinds), [0], None)
+    means = common.Means()
+    means.add(**t.metrics(torch.tensor([0, 3])))
+    means.add(**t.metrics(torch.tensor([0])))
+    row = means.read()
+    assert row["selected"] == pytest.approx(3 / 8)
+    assert row["loss_selected"] == pytest.approx((1 + 4 + 1) / 3)
+    assert row["loss_unselected"] == pytest.approx((2 + 3 + 2 + 3 + 4) / 5)
+    assert row["precision"] == pytest.approx(2 / 3)  # math among the selected
+    assert row["recall"] == row["share_math"] == pytest.approx(2 / 4)  # selected among the math
+    assert row["share_wrong"] == 0
+    assert row["share_junk"] == pytest.approx(1 / 2)
+    assert row["share_prose"] is None  # there was none
+    assert means.read() == {}  # it starts anew
+
+
+def test_nothing_selected_is_no_division_by_zero():
+    """As a fork with a threshold can have it."""
+    loss = torch.tensor([1.0, 2.0])
+    t = Tokens(loss, Known([MATH, 2]), [0], None)
+    means = common.Means()
+    means.add(**t.metrics(torch.empty(0, dtype=torch.int64)))
+    row = means.read()
+    assert row["selected"] == 0
+    assert row["loss_selected"] is None
+    assert row["precision"] is None
+    assert row["recall"] == 0
+    assert row["loss_unselected"] == pytest.approx(1.5)
+    means.add(**t.metrics(torch.tensor([0, 1])))
+    assert means.read()["loss_unselected"] is None
+
+
+def test_a_corpus_without_kinds_has_no_kinds_in_its_log():
+    class Unknown:
+        has_kinds = False
+
+    t = Tokens(torch.zeros(4), Unknown, [0], None)
+    metrics = t.metrics(torch.tensor([1]))
+    assert set(metrics) == {"selected", "loss_selected", "loss_unselected"}

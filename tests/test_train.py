@@ -1,289 +1,657 @@
+"""The two scripts, and what common.py does for them: training, resuming, refusing, grading."""
 import json
+import math
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from conftest import ROOT, SIZE, read_log, run_script
 
-import model as model_py
-import train_ref
-import train_slm
-from conftest import ROOT, SIZE
-from data import Windows
-from model import GPT, GPTConfig, load_checkpoint
-from score import masked_mean
+import common
+from data import KINDS, Windows, get_tokenizer, write_corpus
+from model import GPT, GPTConfig
+
 
 def same(a, b):
-    """The same parameters and the same optimizer state, bit for bit."""
-    states = [[*c["model"].values(), *(v for s in c["optimizer"]["state"].values() for v in s.values())] for c in (a, b)]
-    return len(states[0]) == len(states[1]) and all(torch.equal(x, y) for x, y in zip(*states))
+    """Whether two checkpoints have the same weights and optimizer state, bit for bit."""
+    def tensors(ckpt):
+        all_of_it = list(ckpt["model"].values())
+        for state in ckpt["optimizer"]["state"].values():
+            all_of_it += state.values()
+        return all_of_it
 
-def measured(lines):
+    pairs = zip(tensors(a), tensors(b), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+def measured(log):
     """The log without what depends on the clock and the machine."""
-    return [{k: v for k, v in line.items() if k not in ("elapsed_s", "tokens_per_s", "peak_mem_mb")} for line in lines]
+    of_machine = ("elapsed_s", "tokens_per_s", "peak_mem_mb")
+    return [{k: v for k, v in row.items() if k not in of_machine} for row in log]
 
-def source(name):
-    text = (ROOT / name).read_text()
-    return text[text.index('"""', 3) + 3:]
 
-def test_the_twins_differ_in_their_fences_only():
-    bare = {}
-    for name, fence in (("train_ref.py", "ref"), ("train_slm.py", "SLM")):
-        text = source(name)
-        assert text.count(f"# --- {fence} begin") == text.count(f"# --- {fence} end") > 3
-        bare[name] = re.sub(rf" *# --- {fence} begin\n.*?# --- {fence} end\n", "", text, flags=re.S)
-    assert bare["train_ref.py"] == bare["train_slm.py"] and len(bare["train_ref.py"].splitlines()) > 100
-
-def test_core_imports_what_the_design_allows():
-    ours = {"model", "data", "score", "train_ref", "train_slm"}
-    allowed = {"model": set(), "data": set(), "score": {"model", "data"}, "train_ref": {"model", "data", "score"}, "train_slm": {"model", "data", "score"}}
-    for name, may in allowed.items():
-        assert ours & set(re.findall(r"^(?:from|import) (\w+)", (ROOT / f"{name}.py").read_text(), re.M)) <= may
-
-def test_ratio_1_is_clm_parameter_for_parameter(run, corpus, tmp_path):
-    flags = ["--data", corpus / "web", "--tokens", "5120"]
+# ------------------------------------------------------------------------------ what a step does
+def test_ratio_1_is_clm_bit_for_bit(run, corpus, tmp_path):
+    flags = ["--data", corpus / "web", "--tokens", "5120", "--log_interval", 5]
     clm, clm_log = run("ref", tmp_path / "clm", *flags)
-    slm, slm_log = run("slm", tmp_path / "slm", *flags, "--ratio", "1", "--ref", tmp_path / "no reference is opened")
+    slm, slm_log = run("slm", tmp_path / "slm", *flags, "--ratio", "1")
     assert same(clm, slm)
-    assert [{k: v for k, v in line.items() if v is not None} for line in measured(clm_log)] == [
-        {k: line[k] for k, v in clm_line.items() if v is not None} for line, clm_line in zip(measured(slm_log), measured(clm_log))]
-    log, _ = run("slm", tmp_path / "watched", *flags, "--ratio", "1", "--log_selection", "0.3")
-    assert same(clm, log)  # watching the selection changes nothing
-    other, _ = run("slm", tmp_path / "selective", *flags, "--ratio", "0.3")
-    assert not same(clm, other)
+    for clm_row, slm_row in zip(measured(clm_log), measured(slm_log), strict=True):
+        assert clm_row == {name: slm_row[name] for name in clm_row}
+        assert slm_row["selected"] == 1
+        assert slm_row["loss_selected"] == pytest.approx(slm_row["loss"], rel=1e-5)
+    selective, _ = run("slm", tmp_path / "selective", *flags, "--ratio", "0.3")
+    assert not same(clm, selective)
+
+
+def test_a_step_is_the_step_by_hand(run, corpus, tmp_path):
+    """One step of the script, against full logits, a sort, and torch's own AdamW."""
+    after, log = run("slm", tmp_path / "slm", "--tokens", "256", "--ratio", "0.3", "--lr", "0.01",
+                     "--warmup", 1, "--weight_decay", "0.5", "--clip", "0.1")
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**after["config"]))
+    windows = Windows(corpus / "web", 32, seed=0)
+    x, y = windows[windows.indices(0, 8)]
+    losses = F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="none")
+    with torch.no_grad():
+        excess = losses - common.load_model(run.ref)(x, y).flatten()
+    selected = excess.argsort(descending=True)[:77]  # ceil(0.3 * 256)
+    loss = losses[selected].sum() / 77
+    loss.backward()
+    norm = sum(p.grad.square().sum() for p in model.parameters()).sqrt()
+    for p in model.parameters():
+        p.grad *= 0.1 / norm  # the norm is above --clip
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    gains = [p for p in model.parameters() if p.dim() == 1]
+    torch.optim.AdamW(matrices, lr=0.01, betas=(0.9, 0.95), weight_decay=0.5).step()
+    torch.optim.AdamW(gains, lr=0.01, betas=(0.9, 0.95), weight_decay=0).step()
+    for name, p in model.named_parameters():
+        assert torch.allclose(p, after["model"][name], atol=1e-5), name
+    row = log[0]
+    assert row["loss"] == pytest.approx(losses.mean().item(), abs=1e-4)
+    assert row["loss_selected"] == pytest.approx(loss.item(), abs=1e-4)
+    assert row["selected"] == pytest.approx(77 / 256, rel=1e-4)
+    assert row["grad_norm"] == pytest.approx(norm.item(), rel=1e-3)
+
 
 def test_dropped_tokens_stay_in_the_context_and_teach_nothing():
     torch.manual_seed(0)
-    model = GPT(GPTConfig(vocab_size=40, block_size=12, n_layer=2, n_head=2, n_kv_head=2, n_embd=16, n_hidden=32))
-    w = torch.randint(0, 40, (2, 13))
-    mask = torch.zeros(2, 12, dtype=torch.bool)
-    mask[:, 8:] = True  # the first eight targets are dropped
-    kept = model(w[:, :-1], w[:, 1:])[mask]
-    changed = w.clone()
-    changed[:, 3] = (changed[:, 3] + 1) % 40  # a dropped token
-    assert (model(changed[:, :-1], changed[:, 1:])[mask] != kept).all()
-    # The gradient is the gradient of the kept losses: changing a dropped target changes nothing.
-    grads = []
-    for y in (w[:, 1:].clone(), w[:, 1:].clone()):
-        if grads:
-            y[:, :8] = (y[:, :8] + 1) % 40
+    model = GPT(GPTConfig(vocab_size=40, block_size=12, n_layer=2, n_head=2, n_embd=16))
+    window = torch.randint(0, 40, (2, 13))
+    x, y = window[:, :-1], window[:, 1:]
+    kept = torch.zeros(2, 12, dtype=torch.bool)
+    kept[:, 8:] = True  # the targets before are dropped
+
+    def gradients(y):
         model.zero_grad()
-        masked_mean(model(w[:, :-1], y), mask).backward()
-        grads.append([p.grad.clone() for p in model.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*grads))
+        h = model.trunk(x).flatten(0, 1)
+        selected = kept.flatten().nonzero().flatten()
+        model.losses(h[selected], y.flatten()[selected]).mean().backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    changed = x.clone()
+    changed[:, 3] = (changed[:, 3] + 1) % 40  # the token of a dropped target
+    assert (model(changed, y)[kept] != model(x, y)[kept]).all()
+    other_targets = torch.where(kept, y, (y + 1) % 40)
+    for ours, others in zip(gradients(y), gradients(other_targets), strict=True):
+        assert torch.equal(ours, others)
     model.zero_grad()
-    (model(w[:, :-1], w[:, 1:])[mask].sum() / mask.sum()).backward()  # 1/|I|, not 1/N
-    assert all(torch.allclose(a, p.grad, atol=1e-6) for a, p in zip(grads[0], model.parameters()))
+    (model(x, y)[kept].sum() / kept.sum()).backward()  # 1/|I|, not 1/N
+    by_hand = [p.grad for p in model.parameters()]
+    for ours, exact in zip(gradients(y), by_hand, strict=True):
+        assert torch.allclose(ours, exact, atol=1e-6)
 
-def test_a_step_trains_on_the_selected_tokens_of_its_batch(run, corpus, tmp_path):
-    """One step of the script against the same step written out by hand."""
-    flags = ["--tokens", "256", "--clip", "0", "--ratio", "0.3", "--lr", "0.01", "--warmup", "1", "--weight_decay", "0"]
-    after, log = run("slm", tmp_path / "slm", *flags)
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(**after["config"]))
-    ref = GPT(GPTConfig(**after["config"]))
-    ref.load_state_dict(load_checkpoint(run.ref)["model"])
-    x, y = Windows(corpus / "web", 32, seed=0).batch(0, 8)
-    losses, ref_loss = model(x, y), ref(x, y)
-    chosen = (losses - ref_loss).flatten().sort(descending=True).indices[:77]  # ceil(0.3 * 256)
-    losses.flatten()[chosen].mean().backward()
-    torch.optim.AdamW(model.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0).step()
-    for name, p in model.named_parameters():
-        assert torch.allclose(p, after["model"][name], atol=1e-5), name
-    assert after["selected_tokens"] == 77 and log[0]["loss"] == pytest.approx(losses.mean().item(), abs=1e-4)
-    assert log[0]["loss_selected"] == pytest.approx(losses.flatten()[chosen].mean().item(), abs=1e-4)
 
-def test_accumulation_is_the_whole_batch_and_the_logged_loss_is_not_off_by_it(run, tmp_path):
-    a, log_a = run("ref", tmp_path / "a", "--micro_batch", 8, "--log_interval", 1)
-    b, log_b = run("ref", tmp_path / "b", "--micro_batch", 2, "--log_interval", 1)
-    assert all(torch.allclose(a["model"][k], b["model"][k], atol=2e-5) for k in a["model"])
-    assert [r["loss"] for r in log_a] == pytest.approx([r["loss"] for r in log_b], abs=1e-3) and 6 < log_a[0]["loss"] < 8
+def test_micro_batches_add_up_to_the_batch(run, tmp_path):
+    whole, whole_log = run("ref", tmp_path / "a", "--micro_batch", 8, "--log_interval", 1)
+    parts, parts_log = run("ref", tmp_path / "b", "--micro_batch", 2, "--log_interval", 1)
+    for name in whole["model"]:
+        assert torch.allclose(whole["model"][name], parts["model"][name], atol=2e-5)
+    for name in ("loss", "grad_norm"):
+        of_whole = [row[name] for row in whole_log]
+        assert of_whole == pytest.approx([row[name] for row in parts_log], rel=1e-3)
+    assert whole_log[0]["loss"] == pytest.approx(math.log(1024), abs=0.5)
+
+
+def test_each_micro_batch_selects_its_own_share(run, tmp_path):
+    flags = ["--ratio", "0.01", "--tokens", 256]
+    _, log = run("slm", tmp_path / "slm", *flags, "--micro_batch", 2)
+    assert log[0]["selected"] == pytest.approx(4 / 256, rel=1e-4)  # ceil(0.64) of each of four
+    flags = ["--ratio", "1", "--tokens", 256]
+    _, whole_log = run("slm", tmp_path / "whole", *flags, "--micro_batch", 8)
+    _, log = run("slm", tmp_path / "parts", *flags, "--micro_batch", 2)
+    assert log[0]["grad_norm"] == pytest.approx(whole_log[0]["grad_norm"], rel=1e-3)
+
+
+def test_the_learning_rate_rises_and_falls(run, tmp_path):
+    _, log = run("ref", tmp_path / "ref", "--log_interval", 1, "--tokens", "5120", "--lr", "0.02",
+                 "--warmup", 5)
+    rates = [row["lr"] for row in log]
+    assert rates[:5] == pytest.approx([0.004, 0.008, 0.012, 0.016, 0.02])
+    assert rates[5] == pytest.approx(0.02)
+    falls = np.diff(rates[5:])
+    assert falls == pytest.approx([-0.02 / 15] * 14, rel=1e-3)
+    assert rates[-1] == pytest.approx(0.02 / 15, rel=1e-3)
+
 
 def test_noise_is_dropped_more_often_than_chance(run, tmp_path):
-    _, log = run("slm", tmp_path / "slm", "--ratio", "0.25", "--tokens", "30720", "--lr", "0.01")
+    flags = ["--ratio", "0.25", "--tokens", "30720", "--lr", "0.01"]
+    _, log = run("slm", tmp_path / "slm", *flags)
     last = log[-1]
-    assert last["share_math"] > 0.5 > 0.25 > max(last["share_prose"], last["share_junk"]) and last["precision"] > 0.5
-    _, log = run("slm", tmp_path / "random", "--ratio", "0.25", "--score", "random", "--log_interval", 10)
-    assert all(0.15 < log[-1][f"share_{k}"] < 0.35 for k in ("math", "prose", "junk"))
-    _, log = run("slm", tmp_path / "oracle", "--ratio", "0.02", "--score", "oracle", "--log_interval", 2, "--micro_batch", 32, "--batch_tokens", 1024)
+    assert last["precision"] > 0.5
+    assert last["share_math"] > 0.5
+    assert max(last["share_prose"], last["share_junk"]) < 0.25
+    _, log = run("slm", tmp_path / "random", "--ratio", "0.25", "--score", "random")
+    for kind in ("math", "prose", "junk"):
+        assert log[-1][f"share_{kind}"] == pytest.approx(0.25, abs=0.1)
+    _, log = run("slm", tmp_path / "oracle", "--ratio", "0.02", "--score", "oracle",
+                 "--micro_batch", 32, "--batch_tokens", 1024)
     assert log[-1]["precision"] == 1
 
-@pytest.mark.parametrize("which, flags", [("ref", []), ("slm", ["--ratio", "0.3", "--score", "random"]), ("slm", ["--ratio", "0.4"])])
-def test_resume_after_a_kill_is_the_uninterrupted_run_bit_for_bit(run, tmp_path, monkeypatch, which, flags):
-    flags = [*flags, "--tokens", "25600", "--eval_interval", 30, "--log_interval", 10, "--snapshots", 2]  # 100 steps, more than one epoch of ref
-    whole, whole_log = run(which, tmp_path / "whole", *flags)
 
-    class Killed(BaseException):
-        pass
-    def killed_at(step, *rest):
-        if step == 47:
+def test_the_log_has_the_keys_that_it_should(run, tmp_path):
+    of_step = {"step", "tokens", "loss", "lr", "grad_norm", "tokens_per_s", "elapsed_s"}
+    of_step.add("peak_mem_mb")
+    of_evaluation = {"val_target", "val_train", "accuracy"}
+    of_selection = {"selected", "loss_selected", "loss_unselected", "precision", "recall"}
+    of_selection |= {f"share_{kind}" for kind in KINDS}
+    flags = ["--log_interval", 4]
+    _, clm_log = run("ref", tmp_path / "ref", *flags)
+    _, slm_log = run("slm", tmp_path / "slm", *flags)
+    for log, extra in ((clm_log, set()), (slm_log, of_selection)):
+        assert [row["step"] for row in log] == [4, 8, 10]
+        assert set(log[0]) == of_step | extra
+        assert set(log[-1]) == of_step | extra | of_evaluation
+
+
+# ------------------------------------------------------------------------------ resuming
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches a kill."""
+
+
+def kill_at(monkeypatch, step):
+    """The log line of this step is the last thing that the run tries."""
+    def write_log(out, row, write_log=common.write_log):
+        if row["step"] == step:
             raise Killed
-        return model_py.lr_at(step, *rest)
-    script = {"ref": train_ref, "slm": train_slm}[which]
+        write_log(out, row)
+    monkeypatch.setattr(common, "write_log", write_log)
+
+
+# 100 steps: more than an epoch of corpus/ref, which is 78, and checkpoints at 30, 60, 90.
+HUNDRED = ["--tokens", 25600, "--eval_interval", 30, "--log_interval", 10, "--snapshots", 2]
+
+
+@pytest.mark.parametrize("which, flags", [
+    ("ref", []),
+    ("slm", ["--ratio", "0.3", "--score", "random"]),
+    ("slm", ["--ratio", "0.4"]),
+])
+def test_a_resumed_run_is_the_whole_run_bit_for_bit(run, tmp_path, monkeypatch, which, flags):
+    whole, whole_log = run(which, tmp_path / "whole", *flags, *HUNDRED)
     with monkeypatch.context() as m, pytest.raises(Killed):
-        m.setattr(script, "lr_at", killed_at)
-        run(which, tmp_path / "cut", *flags)
-    assert load_checkpoint(tmp_path / "cut")["step"] == 30 and len((tmp_path / "cut" / "log.jsonl").read_text().splitlines()) == 4
+        kill_at(m, 80)
+        run(which, tmp_path / "cut", *flags, *HUNDRED)
+    assert common.load_checkpoint(tmp_path / "cut")["step"] == 60
+    assert len(read_log(tmp_path / "cut")) == 7  # to step 70
     resumed, log = run(which, tmp_path / "cut", resume=True)
-    assert same(whole, resumed) and measured(log) == measured(whole_log) and whole["selected_tokens"] == resumed["selected_tokens"]
+    assert same(whole, resumed)
+    assert measured(log) == measured(whole_log)
     for name in ("step_000050.pt", "step_000100.pt"):
-        assert same(load_checkpoint(tmp_path / "whole" / name), load_checkpoint(tmp_path / "cut" / name))
+        of_whole = common.load_checkpoint(tmp_path / "whole" / name)
+        assert same(of_whole, common.load_checkpoint(tmp_path / "cut" / name))
 
-def test_decay_from_a_constant_run(run, tmp_path, refused):
-    run("ref", tmp_path / "constant", "--schedule", "constant", "--tokens", "5120", "--snapshots", 2)
-    train_ref.main(["--decay_from", str(tmp_path / "constant" / "step_000010.pt"), "--tokens", "3840", "--out", str(tmp_path / "short")])
-    ckpt = load_checkpoint(tmp_path / "short")
-    assert ckpt["step"] == 15 and 0 < ckpt["optimizer"]["param_groups"][0]["lr"] < 0.3 * ckpt["args"]["lr"]
-    run("ref", tmp_path / "linear", "--tokens", "5120", "--snapshots", 2)
-    refused(train_ref.main, ["--decay_from", tmp_path / "linear" / "step_000010.pt", "--out", tmp_path / "x"], "--schedule constant")
-    refused(train_ref.main, ["--decay_from", tmp_path / "constant" / "step_000010.pt", "--tokens", "2560", "--out", tmp_path / "x"], "no step")
-    refused(train_ref.main, ["--decay_from", tmp_path / "short", "--tokens", "5120", "--out", tmp_path / "x"], "decayed already")
-    assert not (tmp_path / "x").exists()
 
+@pytest.fixture
+def cut(run, tmp_path, monkeypatch):
+    """A run of 20 steps in a folder, stopped after its checkpoint at step 10."""
+    out = tmp_path / "cut"
+    with monkeypatch.context() as m, pytest.raises(Killed):
+        kill_at(m, 15)
+        run("slm", out, "--tokens", 5120, "--eval_interval", 10, "--log_interval", 5)
+    return out
+
+
+def test_a_line_that_was_half_written_is_cut_away(run, cut):
+    with open(cut / "log.jsonl", "a") as f:
+        f.write('{"step": 12, "lo')
+    _, log = run("slm", cut, resume=True)
+    assert [row["step"] for row in log] == [5, 10, 15, 20]
+
+
+def test_flags_given_with_resume_win(run, cut, corpus, tmp_path):
+    shutil.copytree(corpus / "web", tmp_path / "moved")
+    flags = ["--log_interval", 2, "--data", tmp_path / "moved"]
+    ckpt, log = run("slm", cut, *flags, resume=True)
+    assert [row["step"] for row in log] == [5, 10, 12, 14, 16, 18, 20]
+    assert ckpt["args"]["data"] == str(tmp_path / "moved")
+    assert ckpt["args"]["tokens"] == 5120  # and the others stay
+
+
+@pytest.mark.parametrize("flags", [["--out", "out/slm"], []])
+def test_a_run_in_a_folder_by_a_new_name_goes_on_there(cut, tmp_path, monkeypatch, flags):
+    (tmp_path / "out").mkdir()
+    cut.rename(tmp_path / "out" / "slm")  # which is also the default of --out
+    monkeypatch.chdir(tmp_path)
+    run_script("train_slm.py", "--resume", *flags)
+    assert common.load_checkpoint("out/slm")["step"] == 20
+    assert not cut.exists()
+
+
+def test_a_checkpoint_of_other_flags_than_today_s_resumes(run, cut):
+    """One that was added since has its default; one that is gone is not asked for."""
+    ckpt = common.load_checkpoint(cut)
+    del ckpt["args"]["eval_windows"]
+    ckpt["args"]["a_flag_of_old"] = 3
+    common.save_checkpoint(cut / "ckpt.pt", **ckpt)
+    ckpt, _ = run("slm", cut, resume=True)
+    assert ckpt["step"] == 20
+    assert ckpt["args"]["eval_windows"] == 128
+
+
+def test_what_cannot_be_resumed_is_refused(run, cut, corpus, tmp_path, sentence):
+    resume = ["--resume", "--out", cut]
+    sentence("train_slm.py", [*resume, "--data", corpus / "ref"], "not the corpus", "--data")
+    sentence("train_slm.py", ["--resume", "--out", tmp_path / "absent"], "no checkpoint at")
+    sentence("train_ref.py", resume, "the other training script")
+    raw = (cut / "ckpt.pt").read_bytes()
+    (cut / "ckpt.pt").write_bytes(raw[:len(raw) // 2])
+    sentence("train_slm.py", resume, "cannot be read")
+    (cut / "ckpt.pt").write_bytes(raw)
+    log = (cut / "log.jsonl").read_text()
+    run("slm", cut, resume=True)
+    sentence("train_slm.py", resume, "is finished", "--overwrite")
+    assert (cut / "log.jsonl").read_text().startswith(log)
+
+
+def test_a_folder_in_use_is_kept(run, corpus, tmp_path, sentence):
+    out = tmp_path / "run"
+    _, log = run("ref", out)
+    before = (out / "ckpt.pt").read_bytes()
+    sentence("train_ref.py", ["--out", out], "--resume", "--overwrite", out)
+    sentence("train_slm.py", ["--out", out], "--resume", "--overwrite", out)
+    for flag in ("--ref", "--init_from"):
+        flags = [flag, out, "--out", out, "--overwrite", "--data", corpus / "web", *SIZE]
+        sentence("train_slm.py", flags, flag, "give another --out")
+    assert (out / "ckpt.pt").read_bytes() == before
+    run("slm", tmp_path / "slm", "--ref", out)
+    assert len(list(out.rglob("*.npy"))) == 1
+    _, again = run("ref", out, "--overwrite")
+    assert measured(again) == measured(log)
+    assert list(out.rglob("*.npy")) == []  # what the weights said that are gone
+
+
+# ------------------------------------------------------------------------------ init, bad weights
 def test_continual_pretraining_starts_from_the_base(run, corpus, tmp_path, capsys):
     base, _ = run("ref", tmp_path / "base", "--data", corpus / "web")
     run("ref", tmp_path / "ref", "--init_from", tmp_path / "base")
-    student, _ = run("slm", tmp_path / "slm", "--init_from", tmp_path / "base", "--ref", tmp_path / "ref", "--lr", "0")
-    assert all(torch.equal(base["model"][k], student["model"][k]) for k in base["model"]) and "Warning" not in capsys.readouterr().out
-    run("slm", tmp_path / "same", "--init_from", tmp_path / "base", "--ref", tmp_path / "base")
-    assert "every excess loss is 0" in capsys.readouterr().out
+    from_base = ["--init_from", tmp_path / "base", "--depth", 3]  # its shape wins
+    capsys.readouterr()
+    student, log = run("slm", tmp_path / "slm", *from_base, "--ref", tmp_path / "ref", "--lr", "0")
+    for name in base["model"]:
+        assert torch.equal(base["model"][name], student["model"][name])
+    assert log[-1]["step"] == 10
+    assert "Warning" not in capsys.readouterr().out
+    run("slm", tmp_path / "same", *from_base, "--ref", tmp_path / "base")
+    assert "Warning: excess is the same for every token" in capsys.readouterr().out
 
-def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(run, tmp_path, monkeypatch):
-    def forward(self, idx, targets=None, keep=None, cache=None, plain=GPT.forward):
-        out = plain(self, idx, targets, keep, cache)
-        forward.calls += torch.is_grad_enabled()
-        return out * (float("nan") if forward.calls >= 14 else 1)
-    forward.calls = 0
-    monkeypatch.setattr(GPT, "forward", forward)
-    with pytest.raises(SystemExit) as e:
-        run("ref", tmp_path / "run", "--tokens", "7680", "--eval_interval", 10, "--log_interval", 10)
-    assert "at step 14." in e.value.code and str(tmp_path / "run" / "ckpt.pt") in e.value.code
-    ckpt = load_checkpoint(tmp_path / "run")
-    assert ckpt["step"] == 10 and all(torch.isfinite(v).all() for v in ckpt["model"].values())
-    assert "NaN" not in (tmp_path / "run" / "log.jsonl").read_text()
 
-def test_ctrl_c_saves_and_says_how_to_go_on(corpus, tmp_path):
-    flags = "--depth 1 --block_size 32 --batch_tokens 256 --micro_batch 8 --tokens 5M --device cpu --log_interval 1".split()
-    with subprocess.Popen([sys.executable, "train_ref.py", "--data", corpus / "ref", "--target", corpus / "ref", "--out", tmp_path / "run", *flags], cwd=ROOT,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}) as p:
-        while not (tmp_path / "run" / "log.jsonl").exists() and p.poll() is None:
-            pass
-        p.send_signal(signal.SIGINT)
-        _, err = p.communicate(timeout=60)
-    assert p.returncode == 130 and "--resume" in err and "Traceback" not in err
-    ckpt, log = load_checkpoint(tmp_path / "run"), (tmp_path / "run" / "log.jsonl").read_text().splitlines()
-    assert ckpt["step"] == json.loads(log[-1])["step"] == len(log) > 0
+@pytest.mark.parametrize("which", ["ref", "slm"])
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(
+        run, tmp_path, monkeypatch, which):
+    """In one token of one window, so SLM must select it to notice: NaN is the highest score."""
+    steps = []
 
-def torchrun(script, *flags):
-    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, *map(str, flags)], cwd=ROOT,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    def trunk(self, idx, caches=None, trunk=GPT.trunk):
+        h = trunk(self, idx, caches)
+        if torch.is_grad_enabled():
+            steps.append(None)
+        if len(steps) < 14:
+            return h
+        bad = torch.zeros_like(h)
+        bad[0, 5, 0] = math.nan
+        return h + bad
+
+    monkeypatch.setattr(GPT, "trunk", trunk)
+    out = tmp_path / "run"
+    flags = ["--tokens", "7680", "--eval_interval", 10, "--log_interval", 10]
+    if which == "slm":
+        flags += ["--ratio", "0.02"]
+    with pytest.raises(ValueError, match="not finite at step 20.*ckpt.pt, it is good"):
+        run(which, out, *flags)
+    ckpt = common.load_checkpoint(out)
+    assert ckpt["step"] == 10
+    assert all(torch.isfinite(p).all() for p in ckpt["model"].values())
+    assert [row["step"] for row in read_log(out)] == [10]
+    assert "NaN" not in (out / "log.jsonl").read_text()
+
+
+# ------------------------------------------------------------------------------ processes
+def started(*argv):
+    """A process of its own, that learns with one thread; its output and errors are one text."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    argv = [sys.executable, *map(str, argv)]
+    return subprocess.Popen(argv, cwd=ROOT, env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def wait_for(path, process):
+    while not path.exists() and process.poll() is None:
+        time.sleep(0.01)
+
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers in /proc")
-def test_two_processes_select_and_learn_what_one_does_and_a_killed_worker_ends_the_run(run, corpus, tmp_path):
-    """The same micro-batches, shared between two processes: the same scores, selections and losses; one that is killed takes the other
-    along with a sentence, and a single process goes on from the checkpoint."""
-    flags = ["--batch_tokens", 1024, "--log_interval", 1, "--eval_interval", 8, "--tokens", 128 * 1024]
-    shutil.copytree(run.ref, tmp_path / "ref", ignore=shutil.ignore_patterns("scores"))
-    _, alone = run("slm", tmp_path / "alone", *flags)
-    with torchrun("train_slm.py", "--data", corpus / "web", "--target", corpus / "ref", "--out", tmp_path / "two", *SIZE, *flags, "--ref", tmp_path / "ref") as p:
-        while not (tmp_path / "two" / "ckpt.pt").exists() and p.poll() is None:
-            time.sleep(0.01)
-        workers = Path(f"/proc/{p.pid}/task/{p.pid}/children").read_text().split()
-        os.kill(int(workers[-1]), signal.SIGKILL)
-        said = p.communicate(timeout=60)[0]
-    assert len(workers) == 2 and p.returncode == 1 and "Another process of this run has ended" in said, said
-    assert np.allclose(*(np.load(ref / "scores" / "ckpt-web" / "loss.npy") for ref in (tmp_path / "ref", run.ref)), atol=1e-5)
-    _, two = run("slm", tmp_path / "two", resume=True)
-    assert [line["step"] for line in two] == list(range(1, 129))
-    for a, b in zip(alone, two):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5) and a["selected_tokens"] == b["selected_tokens"]
-        assert all(a[k] == pytest.approx(b[k], abs=0.01) for k in ("precision", "recall"))  # another order of summation may turn a near tie
+def test_two_processes_learn_what_one_does_and_end_together(run, corpus, tmp_path):
+    """Two micro-batches a step, one for each process: the selections, and so the weights, are those
+    of one process. When a worker is killed the other ends too, and says why; one process goes on.
+    """
+    out = tmp_path / "two"
+    flags = ["--batch_tokens", 512, "--tokens", 128 * 512, "--log_interval", 1]
+    flags += ["--eval_interval", 8]
+    (tmp_path / "ref").mkdir()
+    shutil.copy(run.ref / "ckpt.pt", tmp_path / "ref")  # its file is made by two as well
+    whole, whole_log = run("slm", tmp_path / "one", *flags)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    where = ["--data", corpus / "web", "--target", corpus / "ref", "--ref", tmp_path / "ref"]
+    with started(*torchrun, "train_slm.py", *where, "--out", out, *SIZE, *flags) as process:
+        wait_for(out / "ckpt.pt", process)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        said = process.communicate(timeout=60)[0]
+    assert len(children) == 2, said
+    assert process.returncode != 0
+    assert "Another process of this run has ended" in said
+    assert "--resume" in said
+    [of_two] = (tmp_path / "ref").rglob("*.npy")
+    [of_one] = run.ref.rglob(of_two.name)
+    assert np.allclose(np.load(of_two), np.load(of_one), atol=1e-5)
+    assert 8 <= common.load_checkpoint(out)["step"] < 128
+    resumed, log = run("slm", out, resume=True)
+    assert [row["step"] for row in log] == list(range(1, 129))
+    for row, alone in zip(log, whole_log, strict=True):
+        assert row["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+        assert row["selected"] == alone["selected"]
+        assert row["precision"] == pytest.approx(alone["precision"], abs=1e-5)
+    for name in whole["model"]:
+        assert torch.allclose(whole["model"][name], resumed["model"][name], atol=1e-5)
 
-def test_a_batch_that_the_processes_cannot_share_is_refused(run, corpus, tmp_path, refused, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    refused(train_ref.main, ["--data", corpus / "ref", "--target", corpus / "ref", "--out", tmp_path / "x", *SIZE], "3 processes", "--batch_tokens")
-    assert not (tmp_path / "x").exists()
 
-def test_running_out_of_memory_names_the_knob(run, tmp_path, monkeypatch):
-    def forward(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-    monkeypatch.setattr(GPT, "forward", forward)
-    with pytest.raises(SystemExit, match="--micro_batch"):
-        run("ref", tmp_path / "run")
+def test_ctrl_c_ends_with_a_sentence_that_names_resume(corpus, tmp_path):
+    out = tmp_path / "run"
+    flags = ["--data", corpus / "ref", "--target", corpus / "ref", "--out", out, *SIZE]
+    flags += ["--tokens", "50M", "--log_interval", 1]
+    with started("train_ref.py", *flags) as process:
+        wait_for(out / "log.jsonl", process)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[0]
+    assert process.returncode not in (0, None)
+    assert "train_ref.py: Interrupted. --resume" in said
+    assert "Traceback" not in said
 
-def test_bad_arguments_get_a_sentence_and_write_nothing(run, corpus, tmp_path, refused, monkeypatch):
-    out = tmp_path / "out"
-    base = ["--data", corpus / "web", "--target", corpus / "ref", "--ref", run.ref, "--out", out, "--depth", 1, "--block_size", 32, "--batch_tokens", 256,
-            "--micro_batch", 8, "--device", "cpu", "--tokens", 2560]
-    (tmp_path / "bad.pt").write_bytes((run.ref / "ckpt.pt").read_bytes()[:5000])
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for flags, *words in ((["--ratio", 0], "--ratio"), (["--ratio", 1.5], "--ratio"), (["--ratio", "nan"], "--ratio"), (["--score", "magic"], "excess"),
-                          (["--depth", 0], "--depth"), (["--block_size", 0], "--block_size"), (["--micro_batch", 0], "--micro_batch"), (["--micro_batch", 3], "multiple"),
-                          (["--lr", -1], "--lr"), (["--lr", "inf"], "--lr"), (["--tokens", 10], "--tokens"), (["--device", "cuda"], "cuda", "--device cpu"),
-                          (["--data", tmp_path / "absent"], "data.py"), (["--target", tmp_path], "data.py"), (["--ref", tmp_path / "absent"], "train_ref.py"),
-                          (["--ref", tmp_path / "bad.pt"], "truncated"), (["--init_from", tmp_path / "bad.pt"], "truncated"), (["--block_size", 64, "--batch_tokens", 512], "block size 32"),
-                          (["--resume"], "no checkpoint"), (["--decay_from", tmp_path / "absent.pt"], "no checkpoint"), (["--block_size", 100000, "--batch_tokens", "800K", "--tokens", "8M"], "less than one window")):
-        refused(train_slm.main, [*base, *flags], *words)
-        assert not out.exists(), flags
 
-def test_corpora_that_do_not_fit_are_refused(run, corpus, tmp_path, refused):
-    import data
-    import numpy as np
-    np.save(tmp_path / "ids.npy", np.arange(5000) % 1024)
-    data.main(["--ids", str(tmp_path / "ids.npy"), "--vocab_size", "1024", "--val_share", "0.1", "--out", str(tmp_path / "ids")])
-    base = ["--ref", run.ref, "--out", tmp_path / "out", "--depth", 1, "--block_size", 32, "--batch_tokens", 256, "--micro_batch", 8, "--tokens", 2560, "--device", "cpu"]
-    refused(train_slm.main, [*base, "--data", tmp_path / "ids", "--target", corpus / "ref"], "different tokenizers")
-    refused(train_slm.main, [*base, "--data", tmp_path / "ids", "--target", tmp_path / "ids"], "different tokenizers")
-    refused(train_slm.main, [*base, "--data", tmp_path / "ids", "--target", tmp_path / "ids", "--score", "oracle"], "kind")
+# ------------------------------------------------------------------------------ bad input
+def test_a_command_that_fails_says_one_sentence(corpus, tmp_path, refused):
+    """As a process of its own, once; the others are asked in this process."""
+    flags = ["--data", corpus / "web", "--target", corpus / "ref", "--device", "cpu"]
+    said = refused("train_slm.py", flags, "There is no reference at", "train_ref.py", "--ref",
+                   cwd=tmp_path)
+    assert said.splitlines()[-1].startswith("train_slm.py: There is no reference")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def flags(run, corpus, tmp_path):
+    """The flags of a tiny run of SLM to tmp_path/out, which would do."""
+    where = ["--data", corpus / "web", "--target", corpus / "ref", "--ref", run.ref]
+    return [*where, "--out", tmp_path / "out", *SIZE, "--tokens", 2560]
+
+
+@pytest.mark.parametrize("bad, words", [
+    ("--ratio 0", ["--ratio"]),
+    ("--ratio 1.5", ["--ratio"]),
+    ("--ratio nan", ["--ratio"]),
+    ("--score magic", ["excess"]),
+    ("--depth 0", ["--depth"]),
+    ("--block_size 0", ["--block_size"]),
+    ("--micro_batch 0", ["--micro_batch"]),
+    ("--micro_batch 3", ["multiple", "--micro_batch 3", "--batch_tokens 256"]),
+    ("--batch_tokens 300", ["multiple", "--batch_tokens 300"]),
+    ("--tokens 10", ["--tokens"]),
+    ("--tokens 1.5", ["--tokens"]),
+    ("--lr -1", ["--lr"]),
+    ("--lr nan", ["--lr"]),
+    ("--seed -1", ["--seed"]),
+    ("--clip 0", ["--clip"]),
+    ("--weight_decay -1", ["--weight_decay"]),
+    ("--log_interval 0", ["--log_interval"]),
+    ("--eval_interval 0", ["--eval_interval"]),
+    ("--problems -1", ["--problems"]),
+    ("--device nonsense", ["--device nonsense"]),
+    ("--block_size 64 --batch_tokens 512", ["block size 32", "--block_size 32"]),
+    ("--block_size 100000 --batch_tokens 800K --tokens 8M", ["less than a window"]),
+    ("--data absent", ["absent", "data.py"]),
+    ("--target absent", ["absent", "data.py"]),
+    ("--ref absent", ["absent", "train_ref.py"]),
+    ("--init_from absent", ["absent", "train_ref.py"]),
+    ("--ref cut.pt", ["cut.pt", "cannot be read"]),
+    ("--init_from cut.pt", ["cut.pt", "cannot be read"]),
+    ("--resume", ["no checkpoint"]),
+])
+def test_bad_flags_get_a_sentence_and_write_nothing(
+        run, flags, tmp_path, monkeypatch, sentence, bad, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cut.pt").write_bytes((run.ref / "ckpt.pt").read_bytes()[:5000])
+    sentence("train_slm.py", [*flags, *bad.split()], *words)
+    assert [path.name for path in tmp_path.iterdir()] == ["cut.pt"]
+
+
+@pytest.mark.parametrize("bad, words", [
+    ("--lr -1", ["--lr"]),
+    ("--seed -1", ["--seed"]),
+    ("--init_from absent", ["absent"]),
+    ("--data absent", ["absent", "data.py"]),
+    ("--ratio 0.5", ["--ratio"]),
+])
+def test_bad_flags_of_the_reference_too(corpus, tmp_path, monkeypatch, sentence, bad, words):
+    monkeypatch.chdir(tmp_path)
+    where = ["--data", corpus / "ref", "--target", corpus / "ref", "--out", tmp_path / "out"]
+    sentence("train_ref.py", [*where, *SIZE, "--tokens", 2560, *bad.split()], *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_a_device_that_is_not_there_is_named(flags, tmp_path, sentence):
+    sentence("train_slm.py", [*flags, "--device", "cuda"], "--device cuda is not available")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_corpora_that_do_not_fit_are_refused(run, flags, tmp_path, sentence):
+    ids = list(range(1000)) * 3
+    documents = [("train", ids, None), ("val", ids[:500], None)]
+    write_corpus(tmp_path / "ids", documents, {"name": "ids", "sha256": "0"}, 1024, {})
+    other = ["--data", tmp_path / "ids"]
+    both = [*other, "--target", tmp_path / "ids"]
+    sentence("train_slm.py", [*flags, *other], "different tokenizers", "--tokenizer")
+    sentence("train_slm.py", [*flags, *both], "different tokenizers")  # from the reference
+    sentence("train_slm.py", [*flags, *both, "--score", "oracle"], "train.kind.bin")
+    sentence("train_slm.py", [*flags, *both, "--score", "loss", "--init_from", run.ref],
+             "different tokenizers")
+    documents = [("train", ids, None), ("val", ids[:20], None)]
+    write_corpus(tmp_path / "short", documents, {"name": "ids", "sha256": "0"}, 1024, {})
+    sentence("train_slm.py", [*flags, "--data", tmp_path / "short"], "val.bin", "--val_share")
     assert not (tmp_path / "out").exists()
-    train_ref.main([str(a) for a in base[2:]] + ["--data", str(tmp_path / "ids"), "--target", str(tmp_path / "ids")])  # ids alone are fine
+    run_script("train_slm.py", *flags, *both, "--score", "loss")  # ids alone are fine
+    row = read_log(tmp_path / "out")[-1]
+    assert row["accuracy"] is None
+    assert "precision" not in row
 
-def test_another_corpus_is_not_resumed_on_and_a_reference_is_not_written_over(run, corpus, tmp_path, refused, monkeypatch):
-    flags = ["--tokens", "5120", "--eval_interval", 10]
-    with monkeypatch.context() as m, pytest.raises(ZeroDivisionError):
-        m.setattr(train_ref, "lr_at", lambda step, *rest: 1 / 0 if step == 15 else 0.001)
-        run("ref", tmp_path / "cut", *flags)
-    refused(train_ref.main, ["--resume", "--out", tmp_path / "cut", "--data", corpus / "web"], "not the corpus")
-    before = (run.ref / "ckpt.pt").read_bytes()
-    refused(train_slm.main, ["--data", corpus / "web", "--target", corpus / "ref", "--ref", run.ref, "--out", run.ref, "--overwrite", *SIZE, "--tokens", 2560], "no reference")
-    assert (run.ref / "ckpt.pt").read_bytes() == before
 
-def test_resume_restores_the_random_state(run, tmp_path, monkeypatch):
-    """Nothing in the loop draws from it today; a fork that adds dropout relies on it."""
-    seen = {}
-    def draws(step, *rest):
-        seen.setdefault(step, []).append(torch.rand(()).item())
-        if step == 15 and len(seen[15]) == 1 and resumable:
-            raise ZeroDivisionError
-        return model_py.lr_at(step, *rest)
-    monkeypatch.setattr(train_slm, "lr_at", draws)
-    flags, resumable = ["--tokens", "5120", "--eval_interval", 10], False
-    run("slm", tmp_path / "whole", *flags)
-    whole, resumable = dict(seen), True  # two values a step: the rate is set for two groups of parameters
-    seen.clear()
-    with pytest.raises(ZeroDivisionError):
-        run("slm", tmp_path / "cut", *flags)
-    run("slm", tmp_path / "cut", resume=True)
-    assert {step: values[-2:] for step, values in seen.items()} == whole
+def test_a_batch_that_the_processes_cannot_share_is_refused(corpus):
+    windows = Windows(corpus / "ref", 32)
+    args = Namespace(data="d", target="t", out="o", tokens=2560, batch_tokens=256, micro_batch=8,
+                     block_size=32)
+    common.check_run(args, None, windows, windows, 1)
+    with pytest.raises(ValueError, match="for each of 3 processes"):
+        common.check_run(args, None, windows, windows, 3)
 
-def test_a_folder_in_use_is_kept(run, tmp_path, refused):
-    _, log = run("ref", tmp_path / "run")
-    before = (tmp_path / "run" / "ckpt.pt").read_bytes()
-    refused(train_ref.main, ["--out", tmp_path / "run"], "--resume", "--overwrite")
-    refused(train_ref.main, ["--resume", "--out", tmp_path / "run"], "finished")
-    refused(train_ref.main, ["--resume", "--out", tmp_path / "run", "--lr", "0.5"], "--lr", "contradicts")
-    refused(train_slm.main, ["--resume", "--out", tmp_path / "run"], "other training script")
-    assert (tmp_path / "run" / "ckpt.pt").read_bytes() == before
-    (tmp_path / "mine" / "scores").mkdir(parents=True)  # a folder of something else
-    refused(train_ref.main, ["--out", tmp_path / "mine"], "--overwrite")
-    (tmp_path / "run" / "scores").mkdir()
-    again, log_again = run("ref", tmp_path / "run", "--overwrite")
-    assert measured(log) == measured(log_again) and not (tmp_path / "run" / "scores").exists()
 
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9"),
+    MemoryError(),
+])
+def test_running_out_of_memory_names_the_flag(flags, monkeypatch, sentence, error):
+    def trunk(*_):
+        raise error
+    monkeypatch.setattr(GPT, "trunk", trunk)
+    sentence("train_slm.py", flags, "--micro_batch")
+
+
+def test_a_mistake_in_the_program_shows_where_it_is(capsys, monkeypatch):
+    """And all that went wrong does, if TRACEBACK is set."""
+    def said(act):
+        try:
+            act()
+        except Exception as e:
+            common.say_what_is_wrong(type(e), e, e.__traceback__)
+        return capsys.readouterr().err
+
+    def ours():
+        raise ValueError("a sentence")
+
+    monkeypatch.delenv("TRACEBACK", raising=False)
+    assert said(ours).endswith(": a sentence\n")
+    assert len(said(ours).splitlines()) == 1
+    assert "Traceback" in said(lambda: {}["key"])
+    assert "Traceback" in said(lambda: json.loads("{"))  # a ValueError, from inside a library
+    monkeypatch.setenv("TRACEBACK", "1")
+    assert "Traceback" in said(ours)
+
+
+# ------------------------------------------------------------------------------ evaluation
+def test_the_held_out_loss_is_the_mean_of_evenly_spaced_windows(run, corpus):
+    model = common.load_model(run.ref)
+    windows = Windows(corpus / "ref", 32, split="val")
+    places = np.unique(np.linspace(0, len(windows) - 1, 10).astype(int))
+    x, y = windows[places]
+    with torch.no_grad():
+        exact = model(x, y).mean().item()
+    for micro_batch in (4, 10, 64):
+        args = Namespace(eval_windows=10, micro_batch=micro_batch)
+        loss = common.held_out_loss(model.trunk, model.losses, windows, args, "cpu")
+        assert loss == pytest.approx(exact, abs=1e-5)
+    everything = Namespace(eval_windows=10**6, micro_batch=8)
+    x, y = windows[range(len(windows))]
+    loss = common.held_out_loss(model.trunk, model.losses, windows, everything, "cpu")
+    assert loss == pytest.approx(model(x, y).mean().item(), abs=1e-5)
+    assert loss < 4  # it has learnt
+
+
+class Solver:
+    """A model that has an answer to each prompt, and goes on after it."""
+    answers = {
+        "a": " 1+1=2\n#### 2\nQuestion: 2+3?\n#### 5",
+        "b": " so 1,000.",
+        "c": " #### 4",
+        "longer": " #### 7",
+    }
+
+    def __init__(self, enc):
+        self.enc = enc
+        self.embed = torch.nn.Embedding(1, 1)
+        self.config = Namespace(block_size=64)
+
+    def generate(self, idx, max_new_tokens, stop):
+        assert stop == self.enc.eot_token
+        rows = []
+        for ids in idx.tolist():
+            new = self.enc.encode_ordinary(self.answers[self.enc.decode(ids)]) + [stop]
+            rows.append(ids + new + [1] * (60 - len(new)))  # what follows the stop means nothing
+        return torch.tensor(rows)
+
+
+def test_accuracy_is_the_share_of_right_answers():
+    enc = get_tokenizer()
+    solver = Solver(enc)
+    problems = [
+        {"prompt": "a", "answer": "2"},
+        {"prompt": "longer", "answer": "7"},
+        {"prompt": "b", "answer": "1000"},
+        {"prompt": "c", "answer": "5"},  # wrong
+        {"prompt": "", "answer": "5"},  # cannot be asked
+        {"prompt": "too long " * 40, "answer": "5"},  # does not fit in block_size
+    ]
+    assert common.accuracy(solver, problems, enc) == pytest.approx(3 / 6)
+    assert common.accuracy(solver, problems[:3], enc, batch=1) == 1
+    assert common.accuracy(solver, problems[3:], enc) == 0
+    assert common.accuracy(solver, [], enc) is None
+
+
+def test_a_text_ends_at_end_of_text():
+    enc = get_tokenizer()
+    ids = enc.encode_ordinary("an answer")
+    assert common.decode(enc, ids) == "an answer"
+    assert common.decode(enc, [*ids, enc.eot_token, *ids]) == "an answer"
+    assert common.decode(enc, [*ids, enc.n_vocab + 5]) == "an answer"  # an id of the rounding
+    assert common.decode(enc, [enc.eot_token]) == ""
+
+
+@pytest.mark.parametrize("text, answer", [
+    ("8*2=16 left\n#### 16\n", "16"),
+    ("#### 1,234", "1234"),
+    ("#### 1,000", "1000.0"),
+    ("1000.0", "1,000"),
+    ("#### $18.00.", "18"),
+    ("#### -5.", "-5"),
+    ("#### 12 apples", "12 "),
+    ("first 3, then 4.", "4"),
+    ("so x=-2", "-2"),
+    ("5-3", "3"),  # the minus is no sign
+    ("(4)-2", "2"),
+    ("#### 7 apples, of 9", "7"),
+    ("#### 4\nQuestion: and then?\n#### 5", "4"),
+    ("It is 4.\nQuestion: and 5?", "4"),
+    ("#### yes", "Yes"),
+    (" Yes.\nBecause of that.", "yes"),
+    ("so we say\n#### Tom ", "Tom"),
+    ("#### 5-3", "5-3"),
+])
+def test_right_answers(text, answer):
+    assert common.is_right(text, answer)
+
+
+@pytest.mark.parametrize("text, answer", [
+    ("#### 16", "17"),
+    ("#### 16", "1"),
+    ("#### 1", "16"),
+    ("#### 5", "-5"),
+    ("16\n#### 17", "16"),  # the mark counts
+    ("####", "4"),
+    ("", "4"),
+    ("nothing", "4"),
+    ("5-3", "-3"),
+    ("Question: 4", "4"),
+    ("It is 3.\nQuestion: is it 4?", "4"),
+    ("No.\nYes", "yes"),
+    ("yes and no", "yes"),
+    ("#### 4", "yes"),
+    ("", "yes"),
+])
+def test_wrong_answers(text, answer):
+    assert not common.is_right(text, answer)
+
+
+def test_the_log_is_json_of_six_digits(tmp_path):
+    common.write_log(tmp_path, {"step": 1, "loss": 1.23456789, "accuracy": None})
+    line = (tmp_path / "log.jsonl").read_text()
+    assert json.loads(line) == {"step": 1, "loss": 1.23457, "accuracy": None}
+    assert line.endswith("\n")
