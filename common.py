@@ -100,13 +100,14 @@ def check_run(args, ckpt, train, val_target, world):
 def say_what_is_wrong(kind, error, trace):
     """An excepthook: what the user can mend is said in a sentence. TRACEBACK=1 shows the rest.
 
-    A ValueError from inside a library is no such thing, but a mistake in a program.
+    A mistake in a program keeps its traceback, and so does a ValueError from inside a library.
     """
     said = str(error)
     is_mistake = not issubclass(kind, (ValueError, OSError))
     if issubclass(kind, ValueError):
+        root = Path(__file__).resolve().parent
         raised_in = Path(traceback.extract_tb(trace)[-1].filename).resolve()
-        is_mistake = Path(__file__).resolve().parent not in raised_in.parents
+        is_mistake = raised_in.parent != root and root / "extras" not in raised_in.parents
     if issubclass(kind, KeyboardInterrupt):
         is_mistake = False
         said = "Interrupted. --resume goes on from the last checkpoint, if there is one."

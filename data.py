@@ -132,7 +132,8 @@ def read_problems(path, n):
 def write_corpus(out, documents, tokenizer, vocab_size, made_by, problems=()):
     """Write a corpus folder from a stream of documents, whole or not at all; returns meta.json.
 
-    documents: (split 'train' or 'val', token ids, for each an index into KINDS, or None in all).
+    documents: (split 'train' or 'val', token ids, kinds), kinds an index into KINDS for each token,
+    or None in all documents.
     tokenizer: {'name', 'sha256'}, see tokenizer_id. made_by: a record for the reader.
     ValueError if a split stays empty.
     """
@@ -244,9 +245,9 @@ class TokenizerFolder:
 
 
 def end_of_text(path, tokenizer):
-    """The id of the token after each document of a tokenizer's folder. ValueError if it names none.
+    """The id of the end-of-document token that a tokenizer's folder names. ValueError if none.
 
-    The names of pretraining come first: the eos_token of a model that chats ends a turn.
+    The names that pretraining uses come first: in a chat model eos_token is the end of a turn.
     """
     settings = {}
     for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
@@ -281,7 +282,7 @@ def tokenizer_id(enc):
 
 def tokenizer_of(identity, where):
     """The tokenizer that a corpus or a checkpoint names. ValueError if there is another here."""
-    if identity["name"] == "ids":
+    if identity["name"] == "ids":  # see extras/own_text
         raise ValueError(f"{where} was made of token ids that name no tokenizer.")
     enc = get_tokenizer(identity["name"])
     if tokenizer_id(enc)["sha256"] != identity["sha256"]:
@@ -437,7 +438,7 @@ def make_text_corpus(args):
 
 
 def make_toy_corpora(args):
-    """corpus/ref and corpus/web; the one that is there already is kept, unless both are."""
+    """Make OUT/ref and OUT/web, or with one of them there already the other."""
     ref, web = f"{args.out}/ref", f"{args.out}/web"
     missing = [folder for folder in (ref, web) if not Path(folder).exists()]
     if not missing or args.overwrite:

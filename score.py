@@ -25,8 +25,9 @@ SCORES = {
     # controls: the student's own loss, chance, and what is known to be useful
     "loss": lambda t: t.loss,
     "random": lambda t: t.random(),
-    "oracle": lambda t: (t.kind == MATH) + t.random(),
-    # self-reference, Table 3 of the paper: low loss, low entropy, or low in both
+    "oracle": lambda t: (t.kind == MATH) + t.random(),  # maths first, in any order
+    # self-reference, Table 3 of the paper: the reference has read the noisy corpus itself, and what
+    # it finds easy is kept: low loss, low entropy, or low in both (the worse of the two places)
     "ref_loss": lambda t: -t.ref_loss,
     "ref_entropy": lambda t: -t.ref_entropy,
     "ref_loss+ref_entropy": lambda t: -torch.maximum(place(t.ref_loss), place(t.ref_entropy)),
@@ -42,21 +43,21 @@ def select_topk(score, ratio, valid=None):
     """I of the SLM loss: the indices of the top ceil(ratio * N) tokens by score, in rising order.
 
     score (N,) -> (k,). Ties are broken arbitrarily. NaN counts as the highest score: it is
-    selected, so that the loss becomes NaN and the run stops. ValueError if the score is not flat,
-    or if ratio is not in (0, 1].
+    selected, so that a NaN loss is not hidden but stops the run. ValueError if the score is not
+    flat, or if ratio is not in (0, 1].
 
-    valid (N,) bool, for forks with padding: what may be selected; N is then the number of those. It
-    has to be asked of the device, where otherwise k is known without waiting for it.
+    valid (N,) bool, for forks with padding: what may be selected; N is the number of those. It
+    costs a wait for the device, since k is not known before.
     """
     if score.dim() != 1:
         raise ValueError(f"A score has one number a token, (N,), not {tuple(score.shape)}.")
     if not 0 < ratio <= 1:
         raise ValueError(f"The ratio must be above 0 and at most 1, not {ratio}.")
-    places = torch.arange(len(score), device=score.device)
+    indices = torch.arange(len(score), device=score.device)
     if valid is not None:
-        places = places[valid]
-    k = math.ceil(Fraction(str(ratio)) * len(places))  # in decimals: 0.55 * 100 is above 55
-    return places[score[places].topk(k).indices].sort().values
+        indices = indices[valid]
+    k = math.ceil(Fraction(str(ratio)) * len(indices))  # in decimals: as floats, 0.55 * 100 > 55
+    return indices[score[indices].topk(k).indices].sort().values
 
 
 class Tokens:
@@ -122,7 +123,7 @@ class Reference:
 
     The file holds float32 (windows, T) and lies in the reference's folder, under per_token/. It is
     named by what it was made from, the checkpoint, the corpus, the window size and the precision,
-    so that another corpus or checkpoint never reads it. (Who edits model.py should delete it.)
+    so that another corpus or checkpoint never reads it. (If you edit model.py, delete it.)
     """
     def __init__(self, path, windows, device, bf16, compiled=False):
         self.path = common.ckpt_path(path)
@@ -143,7 +144,7 @@ class Reference:
     def _read(self, name, window_ids):
         if name not in self.files:
             self.files[name] = self._find_or_make(name)
-        # Mapped for this batch alone, as in Windows.
+        # Mapped for this batch alone: a mapping that stays open holds every page it has read.
         return torch.from_numpy(np.load(self.files[name], mmap_mode="r")[window_ids])
 
     def _find_or_make(self, name):
@@ -151,7 +152,7 @@ class Reference:
             raise FileNotFoundError(f"There is no reference at {self.path}: train one first "
                                     "(python train_ref.py), or name another with --ref.")
         weights = common.file_hash(self.path)[:12]
-        # Of the bytes: meta.json would not tell that they were changed.
+        # Of the bytes themselves: meta.json does not change with them.
         corpus = common.file_hash(self.windows.path / f"{self.windows.split}.bin")[:12]
         precision = "bf16" if self.bf16 else "fp32"
         key = f"{weights}-{corpus}-{self.windows.T}-{precision}"

@@ -25,7 +25,7 @@ flag = parser.add_argument
 # data
 flag("--data", default="corpus/ref", help="corpus folder to train on")
 flag("--target", default="corpus/ref", help="corpus folder of the target, for evaluation")
-flag("--tokens", type=count, default="1.5M", help="tokens to train on (K, M, B allowed)")
+flag("--tokens", type=count, default="1.5M", help="tokens to read (K, M, B allowed)")
 flag("--block_size", type=count, default=128, help="T, tokens in a window")
 # model
 flag("--depth", type=count, default=4, help="size: this many layers, and heads of 32 channels")
@@ -126,7 +126,7 @@ for step in range(start, steps):
         means.add(loss=(loss.detach().sum(), len(loss)))
     if world > 1:
         for p in model.parameters():
-            torch.distributed.all_reduce(p.grad)
+            torch.distributed.all_reduce(p.grad)  # the sum: each loss is divided already
 
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
     optimizer.step()

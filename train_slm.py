@@ -32,7 +32,7 @@ flag("--score", choices=SCORES, default="excess", help="what a token is worth")
 # data
 flag("--data", default="corpus/web", help="corpus folder to train on")
 flag("--target", default="corpus/ref", help="corpus folder of the target, for evaluation")
-flag("--tokens", type=count, default="3.6M", help="tokens to train on (K, M, B allowed)")
+flag("--tokens", type=count, default="3.6M", help="tokens to read (K, M, B allowed)")
 flag("--block_size", type=count, default=128, help="T, tokens in a window")
 # model
 flag("--depth", type=count, default=4, help="size: this many layers, and heads of 32 channels")
@@ -90,7 +90,7 @@ if compiled:
     trunk = torch.compile(trunk, dynamic=False)
     token_losses = torch.compile(token_losses, dynamic=False)
 
-# SLM 2/4: the reference, opened if the score uses it. What it says is kept in a file.
+# SLM 2/4: the reference. The check opens it if the score uses it, and writes its losses to a file.
 reference = Reference(args.ref, train, device, bf16, compiled)
 check_score(args.score, reference, trunk, token_losses, args.micro_batch)
 
@@ -144,7 +144,7 @@ for step in range(start, steps):
         means.add(loss=(loss.sum(), len(loss)), **t.metrics(selected))
     if world > 1:
         for p in model.parameters():
-            torch.distributed.all_reduce(p.grad)
+            torch.distributed.all_reduce(p.grad)  # the sum: each loss is divided already
 
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
     optimizer.step()
