@@ -107,7 +107,7 @@ def say_what_is_wrong(kind, error, trace):
     if issubclass(kind, ValueError):
         root = Path(__file__).resolve().parent
         raised_in = Path(traceback.extract_tb(trace)[-1].filename).resolve()
-        is_mistake = raised_in.parent != root and root / "extras" not in raised_in.parents
+        is_mistake = root not in raised_in.parents or "site-packages" in raised_in.parts
     if issubclass(kind, KeyboardInterrupt):
         is_mistake = False
         said = "Interrupted. --resume goes on from the last checkpoint, if there is one."

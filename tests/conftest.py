@@ -39,6 +39,10 @@ def read_log(out):
     return [json.loads(line) for line in (Path(out) / "log.jsonl").read_text().splitlines()]
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "cuda: needs a CUDA GPU; skipped without one")
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     """A folder with ref/ and web/, 20,000 and 40,000 tokens of the toy world."""
