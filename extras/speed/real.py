@@ -1,0 +1,302 @@
+"""Real text at a real size: what CLM, SLM and their controls learn from a noisy corpus.
+
+    python extras/speed/real.py --clean FILE.jsonl.gz ... --web FILE.jsonl.gz ... \\
+        --web_val FILE.jsonl.gz --answers FILE.jsonl.gz --out FOLDER
+
+One half of the clean documents trains the reference. The other half is scattered through the web
+text, repeated or cut so that it makes up a given share of the noisy corpus; its tokens are of the
+kind "math", the web's of the kind "prose". The arms of each share: CLM, SLM at each ratio, random
+tokens, and CLM with the reference's documents mixed into the corpus. FOLDER gets real.json:
+the loss on the answers to held-out questions, on held-out clean and web text, and curves.
+"""
+import argparse
+import json
+import math
+import random
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402 (ROOT first)
+import torch  # noqa: E402
+
+import common  # noqa: E402
+import data  # noqa: E402
+from score import Reference  # noqa: E402
+
+TEMPLATES = [
+    "Question: {question}\nAnswer: {answer}\n",
+    "Question: {problem}\nAnswer: {solution}\n",
+    "{text}",
+]
+MATH = data.KINDS.index("math")
+PROSE = data.KINDS.index("prose")
+
+
+# ------------------------------------------------------------------------------ corpora
+def read(files):
+    """All documents of some files, in random order."""
+    documents = []
+    for file in files:
+        documents += data.read_documents(file, TEMPLATES)
+    random.Random(0).shuffle(documents)
+    return documents
+
+
+def make_tokenizer(folder, texts, vocab_size):
+    """Byte-pair tokens learnt from these texts, or the embedded ones without `tokenizers`."""
+    try:
+        import tokenizers
+        from tokenizers import decoders, models, pre_tokenizers, trainers
+    except ImportError:
+        print("The embedded tokenizer is used, since the tokenizers package is missing.")
+        return data.get_tokenizer()
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=["<|endoftext|>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(texts, trainer)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return data.get_tokenizer(str(folder))
+
+
+def tokenize(enc, documents):
+    """The token ids of each document, end-of-text included."""
+    return [ids + [enc.eot_token] for ids in enc.encode_ordinary_batch(documents)]
+
+
+def fill(documents, n):
+    """Documents, from the first and again from the first, until they have n tokens."""
+    filled = []
+    while n > 0:
+        for ids in documents:
+            if n <= 0:
+                break
+            filled.append(ids)
+            n -= len(ids)
+    return filled
+
+
+def labelled(split, documents, kind):
+    """Documents as data.write_corpus takes them."""
+    return [(split, ids, [kind] * len(ids)) for ids in documents]
+
+
+def make_corpora(args, folder):
+    """Write ref/ and, for each share, web_SHARE/ and mixed_SHARE/; returns the tokenizer."""
+    clean = read(args.clean)
+    web = read(args.web)
+    enc = make_tokenizer(folder / "tokenizer", clean + web, args.vocab)
+    half = len(clean) // 2
+    ref = tokenize(enc, clean[:half])
+    useful = tokenize(enc, clean[half:])
+    web = tokenize(enc, web)
+    web_val = labelled("val", tokenize(enc, read(args.web_val)), PROSE)
+    web_tokens = sum(map(len, web))
+    about = (data.tokenizer_id(enc), enc.n_vocab, "real.py")
+
+    held_out = math.ceil(len(ref) / 20)
+    documents = labelled("train", ref[held_out:], MATH) + labelled("val", ref[:held_out], MATH)
+    meta = data.write_corpus(folder / "ref", documents, *about)
+    print(f"ref: {meta['train']['tokens']:,} tokens, vocabulary {enc.n_vocab:,}")
+    for part in args.shares:
+        wanted = part / (1 - part) * web_tokens
+        noisy = labelled("train", fill(useful, wanted), MATH) + labelled("train", web, PROSE)
+        random.Random(0).shuffle(noisy)
+        meta = data.write_corpus(folder / f"web_{part:g}", noisy + web_val, *about)
+        print(f"web_{part:g}: {meta['train']}")
+        mixed = noisy + labelled("train", ref[held_out:], MATH)
+        random.Random(1).shuffle(mixed)
+        data.write_corpus(folder / f"mixed_{part:g}", mixed + web_val, *about)
+    return enc
+
+
+# ------------------------------------------------------------------------------ runs
+def list_runs(args):
+    """{name: [script, flag, ...]}, those that matter most first."""
+    runs = {}
+    for part in args.shares:
+        web = ["--data", f"web_{part:g}"]
+        slm = ["train_slm.py", "--ref", "ref_run", *web]
+        first, *others = args.ratios
+        runs[f"CLM, {part:.0%} useful"] = ["train_ref.py", *web]
+        runs[f"SLM {first:g}, {part:.0%} useful"] = [*slm, "--ratio", first]
+        runs[f"CLM with clean text, {part:.0%} useful"] = [
+            "train_ref.py", "--data", f"mixed_{part:g}"]
+        for ratio in others:
+            runs[f"SLM {ratio:g}, {part:.0%} useful"] = [*slm, "--ratio", ratio]
+        runs[f"random {first:g}, {part:.0%} useful"] = [
+            *slm, "--ratio", first, "--score", "random"]
+    return runs
+
+
+def train(command, out, tokens, folder, args, deadline, took):
+    """Run a training script in `folder`, until the deadline at most: "", or what went wrong.
+
+    took: the seconds of each run so far. A run for which the rest would be too short is not begun.
+    """
+    begin = time.monotonic()
+    left = deadline - begin
+    if left < max(took, default=5):
+        return "not begun: too little time was left"
+    script, *flags = command
+    steps = tokens // args.batch_tokens
+    flags += ["--target", "ref", "--out", out, "--tokens", tokens, "--depth", args.depth,
+              "--block_size", args.block_size, "--batch_tokens", args.batch_tokens,
+              "--micro_batch", args.micro_batch, "--lr", args.lr, "--warmup", args.warmup,
+              "--eval_interval", max(1, steps // 8), "--eval_windows", 64, "--problems", 0,
+              "--device", args.device]
+    argv = [sys.executable, str(ROOT / script), *map(str, flags)]
+    try:
+        done = subprocess.run(argv, cwd=folder, capture_output=True, text=True, timeout=left)
+    except subprocess.TimeoutExpired:
+        return "stopped: the time was over"
+    if done.returncode:
+        return done.stderr[-2000:]
+    took.append(time.monotonic() - begin)
+    print(f"{out}: {took[-1]:.0f} s", flush=True)
+    return ""
+
+
+def train_reference(folder, args, deadline):
+    """Train the reference and write its losses of every noisy corpus: "", or what went wrong."""
+    meta = data.read_meta(folder / "ref")
+    tokens = max(args.batch_tokens, round(args.ref_epochs * meta["train"]["tokens"]))
+    command = ["train_ref.py", "--data", "ref"]
+    problem = train(command, "ref_run", tokens, folder, args, deadline, [])
+    if not problem:
+        for part in args.shares:
+            windows = data.Windows(folder / f"web_{part:g}", args.block_size)
+            bf16 = args.device.startswith("cuda")
+            Reference(folder / "ref_run", windows, args.device, bf16).loss([0])  # of all
+    return problem
+
+
+def read_questions(file):
+    """[(prompt, answer)], as the training text writes them."""
+    questions = []
+    for text in data.read_documents(file, TEMPLATES[:2]):
+        prompt, _, answer = text.partition("\nAnswer:")
+        questions.append((prompt + "\nAnswer:", answer))
+    return questions
+
+
+@torch.no_grad()
+def answer_loss(model, enc, questions, device, batch=64):
+    """Mean loss of the answers' tokens, in nats, each after its question.
+
+    What does not fit in block_size is left out; None if that is everything.
+    """
+    T = model.config.block_size
+    x = torch.full((len(questions), T), enc.eot_token)
+    y = x.clone()
+    in_answer = torch.zeros(x.shape, dtype=torch.bool)
+    for row, (prompt, answer) in enumerate(questions):
+        prompt = enc.encode_ordinary(prompt)
+        ids = torch.tensor(prompt + enc.encode_ordinary(answer) + [enc.eot_token])[:T + 1]
+        n = len(ids) - 1
+        x[row, :n] = ids[:-1]
+        y[row, :n] = ids[1:]
+        in_answer[row, len(prompt) - 1:n] = True
+    if not in_answer.any():
+        return None
+    losses = []
+    for rows in torch.arange(len(x)).split(batch):
+        losses.append(model(x[rows].to(device), y[rows].to(device)).cpu())
+    return torch.cat(losses)[in_answer].mean().item()
+
+
+def results(out, problem, enc, questions, device):
+    """What real.json says of a run."""
+    row = {"problem": problem}
+    if (out / "log.jsonl").exists():
+        log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        row |= log[-1]
+        row["curve"] = [(line["tokens"], line["val_target"], line["val_train"])
+                        for line in log if "val_target" in line]
+        row["median_tokens_per_s"] = float(np.median([line["tokens_per_s"] for line in log]))
+    if not problem:
+        model = common.load_model(out, device, bf16=device.startswith("cuda"))
+        row["answers"] = answer_loss(model, enc, questions, device)
+    return row
+
+
+# ------------------------------------------------------------------------------ the command
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flag = parser.add_argument
+    flag("--clean", nargs="+", required=True, metavar="FILE",
+         help="rows of question and answer, or of problem and solution: JSON lines, plain or .gz")
+    flag("--web", nargs="+", required=True, metavar="FILE", help="rows of text")
+    flag("--web_val", nargs="+", required=True, metavar="FILE", help="the same, held out")
+    flag("--answers", required=True, metavar="FILE", help="rows of question and answer, held out")
+    flag("--out", type=Path, required=True, help="folder for the corpora, the runs and real.json")
+    flag("--shares", type=data.share, nargs="+", default=[0.03, 0.2],
+         help="of useful tokens in the noisy corpus (default 0.03 0.2)")
+    flag("--ratios", type=data.share, nargs="+", default=[0.2, 0.6],
+         help="of SLM (default 0.2 0.6)")
+    flag("--vocab", type=data.count, default=32704, help="tokens to learn (default 32704)")
+    flag("--tokens", type=data.count, default="60M", help="of each arm (default 60M)")
+    flag("--ref_epochs", type=float, default=8, help="of the reference (default 8)")
+    flag("--depth", type=data.count, default=10, help="size of the models (default 10)")
+    flag("--block_size", type=data.count, default=256, help="(default 256)")
+    flag("--batch_tokens", type=data.count, default=32768, help="(default 32768)")
+    flag("--micro_batch", type=data.count, default=128, help="(default 128)")
+    flag("--lr", type=float, default=1e-3, help="(default 1e-3)")
+    flag("--warmup", type=data.count, default=100, help="(default 100)")
+    flag("--jobs", type=data.count, default=3, help="runs at a time (default 3)")
+    flag("--seconds", type=float, default=350, help="for everything (default 350)")
+    flag("--device", default="auto", help="cuda or cpu (default: the first that is there)")
+    args = parser.parse_args()
+    args.device = common.pick_device(args.device)
+    return args
+
+
+def main():
+    args = parse_args()
+    deadline = time.monotonic() + args.seconds
+    folder = args.out
+    folder.mkdir(parents=True, exist_ok=True)
+    enc = make_corpora(args, folder)
+    questions = read_questions(args.answers)
+    print(f"corpora made {time.monotonic() - deadline + args.seconds:.0f} s after the start")
+
+    # The runs end some seconds before the deadline, so that there is time to measure them.
+    end = deadline - 10
+    took = []
+
+    def train_arm(command, out):
+        if command[0] == "train_slm.py" and reference.result():
+            return "not begun: there is no reference"
+        return train(command, out, args.tokens, folder, args, end, took)
+
+    settings = {name: str(value) for name, value in vars(args).items()}
+    if args.device.startswith("cuda"):
+        settings["machine"] = torch.cuda.get_device_name()
+    found = {}
+    with ThreadPoolExecutor(args.jobs) as pool:
+        reference = pool.submit(train_reference, folder, args, end)
+        jobs = {"reference": ("ref_run", reference)}
+        for name, command in list_runs(args).items():
+            out = f"run_{len(jobs)}"
+            jobs[name] = (out, pool.submit(train_arm, command, out))
+        for name, (out, job) in jobs.items():
+            problem = job.result()
+            found[name] = results(folder / out, problem, enc, questions, args.device)
+            print(f"{name}: {problem or found[name]['answers']}", flush=True)
+            content = {"settings": settings, "runs": found}
+            (folder / "real.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.excepthook = common.say_what_is_wrong
+    main()
