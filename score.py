@@ -125,12 +125,13 @@ class Reference:
     named by what it was made from, the checkpoint, the corpus, the window size and the precision,
     so that another corpus or checkpoint never reads it. (If you edit model.py, delete it.)
     """
-    def __init__(self, path, windows, device, bf16, compiled=False):
+    def __init__(self, path, windows, device, bf16, compiled=False, batch=32):
         self.path = common.ckpt_path(path)
         self.windows = windows
         self.device = device
         self.bf16 = bf16
         self.compiled = compiled
+        self.batch = batch  # windows in a forward pass
         self.files = {}  # "loss" or "entropy": its file
 
     def loss(self, window_ids):
@@ -159,12 +160,13 @@ class Reference:
         file = self.path.parent / "per_token" / f"{key}-{name}.npy"
         if not all(common.gather(file.exists())):  # all processes make it together, or none
             model = common.load_model(self.path, self.device, self.bf16, self.windows)
-            write_per_token(file, name, model, self.windows, self.device, self.compiled)
+            write_per_token(file, name, model, self.windows, self.device, self.compiled,
+                            self.batch)
         return file
 
 
 @torch.no_grad()
-def write_per_token(file, name, model, windows, device, compiled=False):
+def write_per_token(file, name, model, windows, device, compiled=False, batch=32):
     """Write the "loss" or the "entropy" of every target to a .npy file, float32 (windows, T).
 
     It appears when it is complete. Several processes share the work. OSError if the disk is full.
@@ -188,7 +190,7 @@ def write_per_token(file, name, model, windows, device, compiled=False):
             raise OSError(f"It needs {need:,.0f} MB and {free:,.0f} MB are free: make room.")
         np.lib.format.open_memmap(part, "w+", np.float32, (len(windows), windows.T))  # makes it
     common.gather(None)  # wait until the file is there
-    batch = min(len(windows), max(1, (4096 if device == "cpu" else 65536) // windows.T))
+    batch = min(len(windows), batch)
     begins = range(rank * batch, len(windows), world * batch)
     for begin in tqdm(begins, "reference", unit="batch", mininterval=1, disable=rank > 0):
         begin = min(begin, len(windows) - batch)  # the last batch steps back, to be whole

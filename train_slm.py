@@ -91,7 +91,7 @@ if compiled:
     token_losses = torch.compile(token_losses, dynamic=False)
 
 # SLM 2/4: the reference. The check opens it if the score uses it, and writes its losses to a file.
-reference = Reference(args.ref, train, device, bf16, compiled)
+reference = Reference(args.ref, train, device, bf16, compiled, args.micro_batch)
 check_score(args.score, reference, trunk, token_losses, args.micro_batch)
 
 
@@ -134,7 +134,7 @@ for step in range(start, steps):
         h = trunk(x).flatten(0, 1)  # (N, C)
         # SLM 3/4: score all tokens, select the best
         with torch.no_grad():
-            loss = token_losses(h, y)  # (N,): L_theta = -log P(y_i | what comes before)
+            loss = token_losses(h.detach(), y)  # (N,): L_theta = -log P(y_i | what comes before)
         t = Tokens(loss, train, batches[m], reference, seed=(args.seed, step, m))
         score = SCORES[args.score](t)  # (N,): L_theta - L_ref
         selected = select_topk(score, args.ratio)  # (k,): I, the indices of the top ceil(ratio N)

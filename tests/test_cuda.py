@@ -212,7 +212,7 @@ def count_graphs(monkeypatch):
 
 # The trunk and the losses, with and without a gradient. For SLM two more, since the reference reads
 # larger batches, and one for losses without a gradient of vectors that carry one.
-GRAPHS = {"ref": 4, "slm": 7}
+GRAPHS = {"ref": 4, "slm": 4}
 
 
 @pytest.mark.parametrize("which", ["ref", "slm"])

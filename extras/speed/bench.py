@@ -188,7 +188,9 @@ def prepare(folder, args):
             folder / name, model=GPT(config).state_dict(), config=vars(config),
             tokenizer=TOKENIZER, optimizer={}, step=0, args={}, corpus="")
     windows = Windows(folder / "corpus", config.block_size)
-    Reference(folder / "ref.pt", windows, args.device, args.bf16).loss([0])  # of all, into the file
+    reference = Reference(folder / "ref.pt", windows, args.device, args.bf16,
+                          batch=args.micro_batch)
+    reference.loss([0])  # of all, into the file
 
 
 # ------------------------------------------------------------------------------ the other arms

@@ -176,7 +176,9 @@ def train_reference(folder, args, deadline):
         for part in args.shares:
             windows = data.Windows(folder / f"web_{part:g}", args.block_size)
             bf16 = args.device.startswith("cuda")
-            Reference(folder / "ref_run", windows, args.device, bf16).loss([0])  # of all
+            reference = Reference(folder / "ref_run", windows, args.device, bf16,
+                                  batch=args.micro_batch)
+            reference.loss([0])  # of all
     return problem
 
 
