@@ -236,9 +236,13 @@ def load_checkpoint(path):
     return ckpt
 
 
-def load_model(path, device="cpu", bf16=False, windows=None):
-    """The GPT of a checkpoint. ValueError if it is damaged, or does not fit the corpus."""
-    ckpt = load_checkpoint(path)
+def load_model(path, device="cpu", bf16=False, windows=None, ckpt=None):
+    """The GPT of a checkpoint. ValueError if it is damaged, or does not fit the corpus.
+
+    ckpt: what load_checkpoint made of that path, where that is at hand already.
+    """
+    if ckpt is None:
+        ckpt = load_checkpoint(path)
     try:
         model = GPT(GPTConfig(**ckpt["config"]), bf16)
         model.load_state_dict(ckpt["model"])

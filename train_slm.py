@@ -72,7 +72,7 @@ common.check_run(args, ckpt, train, val_target, world)
 # ------------------------------------------------------------------------------ model
 if args.resume or args.init_from:
     path = args.out if args.resume else args.init_from
-    model = common.load_model(path, device, bf16, train)
+    model = common.load_model(path, device, bf16, train, ckpt)
 else:
     vocab_size = train.meta["vocab_size"]
     config = GPTConfig.from_depth(args.depth, vocab_size, block_size=args.block_size)

@@ -53,11 +53,12 @@ def open_pages(args):
         raise ValueError(f"{args.ckpt} was trained with the score {args.score!r}, which is not in "
                          "SCORES: give another with --score.")
 
-    student = common.load_model(args.ckpt, device, bf16)
+    student = common.load_model(args.ckpt, device, bf16, ckpt=ckpt)
     ref = None
     if named_ref or common.ckpt_path(args.ref).is_file():
-        ref = common.load_model(args.ref, device, bf16)
-        tokenizers[args.ref] = common.load_checkpoint(args.ref)["tokenizer"]
+        ref_ckpt = common.load_checkpoint(args.ref)
+        ref = common.load_model(args.ref, device, bf16, ckpt=ref_ckpt)
+        tokenizers[args.ref] = ref_ckpt["tokenizer"]
     if args.text is None:
         tokenizers[args.data] = read_meta(args.data)["tokenizer"]
     for where, tokenizer in tokenizers.items():

@@ -281,7 +281,8 @@ def run_scoring(folder, args):
     ms = []
     for _ in range(3):
         start = time.perf_counter()
-        write_per_token(file, "loss", model, windows, args.device, args.compile)
+        write_per_token(file, "loss", model, windows, args.device, args.compile,
+                        args.micro_batch)
         ms.append(1000 * (time.perf_counter() - start) / steps)
     return ms[1:], common.peak_memory_mb(args.device)
 
