@@ -5,14 +5,13 @@ ValueError or OSError with a sentence that says what to do, and a command ends w
 """
 import argparse
 import collections
-import hashlib
 import json
 import math
 import os
 import re
-import shutil
 import sys
 import traceback
+import zipfile
 from datetime import timedelta
 from fractions import Fraction
 from pathlib import Path
@@ -21,7 +20,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+import files
 from model import GPT, GPTConfig
+
+replaced = set()  # files of the run before, which --overwrite replaces: see prepare_folder
+file_hash = files.file_hash
 
 
 # ------------------------------------------------------------------------------ flags, errors
@@ -48,32 +51,56 @@ def add_flags(parser, out):
 def parse_args(parser):
     """(args, checkpoint to go on from or None). ValueError if --out is in use, or a flag absurd."""
     sys.excepthook = say_what_is_wrong
+    files.replace_what_stdout_lacks()
     args = parser.parse_args()
     out = Path(args.out)
-    ckpt = None
+    if os.environ.get("RANK", "0") == "0":  # under torchrun the first process writes
+        files.hold(out)
+    if out.is_file():
+        raise ValueError(f"--out {out} is a file; name a folder.")
     if args.resume:
         ckpt = load_checkpoint(out)
-        if ("ref" in ckpt["args"]) != hasattr(args, "ref"):
-            raise ValueError(f"The run in {out} is of the other training script; resume it with "
-                             "that one.")
+        check_resumable(ckpt, args)
         # The run's own flags; those given now win. The folder may have another name by now.
         parser.set_defaults(**{**ckpt["args"], "out": args.out})
         args = parser.parse_args()
-    elif not args.overwrite and any(out.glob("*.pt")):
+        check_flags(args)
+        return args, ckpt
+    if ckpt_path(out).is_file() and not args.overwrite:
         raise ValueError(f"{out} holds a run already: give --resume to go on with it, --overwrite "
                          "to begin anew, or another --out.")
-    else:
-        for name in ("ref", "init_from"):
-            path = getattr(args, name, None)
-            if path and ckpt_path(path).resolve().parent == out.resolve():
-                raise ValueError(f"--{name} {path} lies in --out {out}, which the run would "
-                                 "replace; give another --out.")
-    if not (min(args.lr, args.weight_decay, args.seed) >= 0 and args.clip > 0):  # nor NaN
-        raise ValueError("--lr, --weight_decay and --seed must be 0 or more, --clip above 0.")
+    for name in ("ref", "init_from"):
+        path = getattr(args, name, None)
+        if path and ckpt_path(path).resolve().parent == out.resolve():
+            raise ValueError(f"--{name} {path} lies in --out {out}, which the run would "
+                             "replace; give another --out.")
+    check_flags(args)
+    return args, None
+
+
+def check_resumable(ckpt, args):
+    """ValueError if a checkpoint is not of a run of this script, or its flags are no flags."""
+    if not isinstance(ckpt.get("log"), str):
+        raise ValueError(f"The checkpoint in {args.out} is not of a training run; begin one with "
+                         "it by --init_from.")
+    if ("ref" in ckpt["args"]) != hasattr(args, "ref"):
+        raise ValueError(f"The run in {args.out} is of the other training script; resume it with "
+                         "that one.")
+    for name, value in ckpt["args"].items():
+        given = getattr(args, name, value)
+        if type(value) is not type(given) and None not in (value, given):
+            raise ValueError(f"The checkpoint in {args.out} is damaged: its --{name} is {value!r}.")
+
+
+def check_flags(args):
+    """ValueError if a flag of both scripts is absurd."""
+    if not (min(args.lr, args.weight_decay) >= 0 and args.clip > 0):  # nor NaN
+        raise ValueError("--lr and --weight_decay must be 0 or more, --clip above 0.")
+    if not 0 <= args.seed < 2**63:
+        raise ValueError("--seed must be 0 or more, and below 2^63.")
     if min(args.log_interval, args.eval_interval, args.eval_windows) < 1 or args.problems < 0:
         raise ValueError("--log_interval, --eval_interval and --eval_windows must be 1 or more, "
                          "--problems 0 or more.")
-    return args, ckpt
 
 
 def check_run(args, ckpt, train, val_target, world):
@@ -122,7 +149,9 @@ def say_what_is_wrong(kind, error, trace):
     if is_mistake or os.environ.get("TRACEBACK"):
         traceback.print_exception(kind, error, trace)
     else:
-        print(f"{Path(sys.argv[0]).name}: {said}", file=sys.stderr)
+        print(files.printable(f"{Path(sys.argv[0]).name}: {said}"), file=sys.stderr)
+    if issubclass(kind, BrokenPipeError):  # of `| head`: Python must not try to write the rest
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # ------------------------------------------------------------------------------ device, processes
@@ -193,25 +222,27 @@ def peak_memory_mb(device):
 
 # ------------------------------------------------------------------------------ checkpoints
 def ckpt_path(path):
-    """A checkpoint can be named by its file or by its run's folder."""
+    """A checkpoint can be named by its file, or by its run's folder, for the newest in it."""
     path = Path(path)
-    return path / "ckpt.pt" if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    snapshots = sorted(path.glob("step_*.pt"))
+    if snapshots and not (path / "ckpt.pt").exists():
+        return snapshots[-1]
+    return path / "ckpt.pt"
 
 
 def save_checkpoint(path, **content):
-    """Write tensors and plain values, whole or not at all: under another name, then renamed."""
-    part = Path(f"{path}.part")
+    """Write tensors and plain values, whole or not at all."""
     try:
-        with open(part, "wb") as f:
-            torch.save(content, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
+        with files.new_file(path) as part:
+            torch.save(content, part)
     except (OSError, RuntimeError) as e:  # torch makes a RuntimeError of a failed write
         raise OSError(f"{path} could not be written ({e}); the checkpoint before it, if there was "
                       "one, is whole.") from None
-    finally:
-        part.unlink(missing_ok=True)
+    replaced.discard(Path(path))
+    while replaced and Path(path).name == "ckpt.pt":
+        replaced.pop().unlink(missing_ok=True)
 
 
 def load_checkpoint(path):
@@ -224,16 +255,26 @@ def load_checkpoint(path):
         raise FileNotFoundError(f"There is no checkpoint at {path}: train one first "
                                 "(python train_ref.py), or name another.")
     try:
-        ckpt = torch.load(path, map_location="cpu", weights_only=True)
-        needed = {"model", "optimizer", "step", "config", "args", "tokenizer", "corpus"}
-        missing = needed - set(ckpt)
+        with open(path, "rb") as f:
+            damaged = zipfile.ZipFile(f).testzip()  # it compares the checksum of each part
+            f.seek(0)
+            ckpt = torch.load(f, map_location="cpu", weights_only=True)
+        missing = CHECKPOINT.keys() - ckpt.keys()
+        wrong = [name for name, kind in CHECKPOINT.items() if not isinstance(ckpt.get(name), kind)]
     except Exception as e:  # torch and its zip reader raise many kinds
         raise ValueError(f"{path} cannot be read: it is cut off, or no checkpoint of this project "
                          f"({type(e).__name__}).") from None
     if missing:
         raise ValueError(f"{path} is no checkpoint of this project: it lacks "
                          f"{', '.join(sorted(missing))}.")
+    if damaged or wrong:
+        raise ValueError(f"{path} is damaged (in {damaged or wrong[0]}).")
     return ckpt
+
+
+# What a checkpoint has in it; one of a training run has its log too.
+CHECKPOINT = {"model": dict, "optimizer": dict, "step": int, "config": dict, "args": dict,
+              "tokenizer": dict, "corpus": str}
 
 
 def load_model(path, device="cpu", bf16=False, windows=None, ckpt=None):
@@ -244,13 +285,16 @@ def load_model(path, device="cpu", bf16=False, windows=None, ckpt=None):
     if ckpt is None:
         ckpt = load_checkpoint(path)
     try:
-        model = GPT(GPTConfig(**ckpt["config"]), bf16)
+        config = GPTConfig(**ckpt["config"])
+        check_sizes(config, ckpt["model"])
+        model = GPT(config, bf16)
         model.load_state_dict(ckpt["model"])
     except (TypeError, ValueError, RuntimeError, AttributeError) as e:
-        raise ValueError(f"The weights in {path} do not fit their own configuration "
-                         f"({type(e).__name__}).") from None
+        first_line = str(e).split("\n")[0]
+        raise ValueError(f"The weights in {path} do not fit their own configuration, or this "
+                         f"model.py ({first_line}).") from None
     if windows is not None:
-        if ckpt["tokenizer"]["sha256"] != windows.meta["tokenizer"]["sha256"]:
+        if ckpt["tokenizer"].get("sha256") != windows.meta["tokenizer"]["sha256"]:
             raise ValueError(f"{path} and {windows.path} have different tokenizers; make the "
                              "corpus again with the checkpoint's (python data.py --tokenizer).")
         block_size = model.config.block_size
@@ -260,13 +304,15 @@ def load_model(path, device="cpu", bf16=False, windows=None, ckpt=None):
     return model.to(device)
 
 
-def file_hash(path):
-    """sha256 of a file, in hex digits."""
-    h = hashlib.sha256()
-    with open(path, "rb") as f:
-        while block := f.read(2**20):
-            h.update(block)
-    return h.hexdigest()
+def check_sizes(config, weights):
+    """ValueError if a configuration wants more memory than its weights account for."""
+    if config.n_layer > len(weights) or config.block_size > 2**20:
+        raise ValueError(f"{config.n_layer} layers, block size {config.block_size}")
+    with torch.device("meta"):  # the shapes alone
+        expected = GPT(config).state_dict()
+    for name, weight in expected.items():
+        if name in weights and weights[name].shape != weight.shape:
+            raise ValueError(f"{name} is {tuple(weights[name].shape)}")
 
 
 # ------------------------------------------------------------------------------ evaluation
@@ -372,30 +418,33 @@ class Means:
         return means
 
 
-def prepare_folder(out, step):
-    """Make the run's folder ready. At step 0 a new run begins: what one before has left, its
-    checkpoints, log and per_token/, is taken away. Else the log is cut after the step.
+def prepare_folder(out, ckpt):
+    """Make the folder of a run ready, a new one's or that of the checkpoint to go on from.
+
+    The log becomes the one in the checkpoint. What a run before has left stays until this one has
+    a checkpoint of its own: until then --resume goes on with that run.
     """
     if ranks()[0] > 0:
         return
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    log = out / "log.jsonl"
-    if step == 0:
-        for file in [log, *out.glob("*.pt")]:
-            file.unlink(missing_ok=True)
-        shutil.rmtree(out / "per_token", ignore_errors=True)
-    elif log.exists():
-        lines = log.read_text().splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]
-        log.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
+    log = ""
+    if ckpt:
+        log = ckpt["log"]
+    else:
+        replaced.update(out.glob("step_*.pt"), out.glob("per_token/*-*-*-*.npy*"))
+    with files.new_file(out / "log.jsonl") as part:
+        part.write_text(log)
 
 
 def check_finite(row, out):
-    """ValueError if loss or gradient is no number: the weights are none then, not to be saved."""
+    """ValueError if loss, gradient or score is no number: such a step is not to be saved."""
     if not math.isfinite(row["loss"]) or not math.isfinite(row["grad_norm"]):
         raise ValueError(f"The loss or its gradient was not finite at step {row['step']} or not "
                          f"long before. If there is a {out}/ckpt.pt, it is good. Try a lower --lr.")
+    if math.isnan(row.get("score", 0.0)):
+        raise ValueError(f"The score of some tokens was not a number by step {row['step']}, and "
+                         "they would be selected. Look at its line in score.py.")
 
 
 def write_log(out, row):

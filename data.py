@@ -1,4 +1,4 @@
-"""Corpora: windows of tokens, tokenizers, your own text, a toy world. It imports nothing of ours.
+"""Corpora: windows of tokens, tokenizers, your own text, a toy world.
 
     python data.py                                       # corpus/ref (clean) and corpus/web (noisy)
     python data.py --text a.jsonl.gz b.txt --out FOLDER  # your own text
@@ -11,22 +11,24 @@ import argparse
 import base64
 import gzip
 import hashlib
+import io
 import json
 import math
 import os
 import random
-import shutil
+import re
 import string
 import sys
-import time
 import zlib
-from collections import Counter
+from collections import Counter, namedtuple
 from pathlib import Path
 
 import numpy as np
 import tiktoken
 import torch
 from tqdm import tqdm
+
+import files
 
 # The kinds of text that a token can be in. A wrong solution is math up to its first wrong number.
 KINDS = ("math", "wrong", "prose", "boilerplate", "junk")
@@ -40,7 +42,7 @@ class Windows:
     kept in a file. Epoch e visits every window once, in an order drawn from (seed, e): batch `step`
     is a function of the seed and the step, and a run that is resumed needs no other state.
 
-    FileNotFoundError or ValueError if the folder is no corpus, was cut, or is too short.
+    FileNotFoundError or ValueError if the folder is no corpus, was changed, or is too short.
     """
     def __init__(self, path, block_size, seed=0, split="train"):
         self.path = Path(path)
@@ -51,15 +53,18 @@ class Windows:
         self.meta = read_meta(path)
         self.dtype = np.dtype(self.meta["dtype"])
         self.sha256 = self.meta[split]["sha256"]
-        self.has_kinds = (self.path / f"{split}.kind.bin").exists()
         tokens = self.meta[split]["tokens"]
-        if os.path.getsize(self.path / f"{split}.bin") != tokens * self.dtype.itemsize:
-            raise ValueError(f"{self.path}/{split}.bin was cut or changed: make the corpus again.")
         self.n = (tokens - 1) // block_size
         if self.n < 1:
             more = "a larger --val_share" if split == "val" else "more text"
             raise ValueError(f"{self.path}/{split}.bin has {tokens:,} tokens, less than a window "
                              f"of {block_size}: give data.py {more}, or a smaller --block_size.")
+        below = self.meta["vocab_size"]
+        self.ids = open_checked(self.path / f"{split}.bin", self.dtype, tokens, below, self.sha256)
+        self.has_kinds = (self.path / f"{split}.kind.bin").exists()
+        if self.has_kinds:
+            file = self.path / f"{split}.kind.bin"
+            self.kinds_of_ids = open_checked(file, np.dtype(np.uint8), tokens, len(KINDS))
 
     def __len__(self):
         return self.n
@@ -78,7 +83,7 @@ class Windows:
 
     def __getitem__(self, i):
         """Windows i (n,) -> x, y (n, T) int64: the target y[b, t] is the token after x[b, t]."""
-        window = self._read(f"{self.split}.bin", self.dtype, i)
+        window = self._read(self.ids, self.dtype, i)
         return window[:, :-1].contiguous(), window[:, 1:].contiguous()
 
     def kinds(self, i):
@@ -86,13 +91,34 @@ class Windows:
         if not self.has_kinds:
             raise ValueError(f"{self.path} does not know the true kind of each token: it has no "
                              f"{self.split}.kind.bin.")
-        return self._read(f"{self.split}.kind.bin", np.uint8, i)[:, 1:].contiguous()
+        return self._read(self.kinds_of_ids, np.uint8, i)[:, 1:].contiguous()
 
-    def _read(self, name, dtype, i):
+    def _read(self, file, dtype, i):
         # Mapped for this batch alone: a mapping that stays open holds every page it has read.
-        data = np.memmap(self.path / name, dtype=dtype, mode="r")
+        data = np.memmap(file, dtype=dtype, mode="r")
         places = np.asarray(i)[:, None] * self.T + np.arange(self.T + 1)
         return torch.from_numpy(data[places].astype(np.int64))  # (n, T + 1)
+
+
+def open_checked(file, dtype, n, below, sha256=None):
+    """Open a file of n numbers, each under `below`. ValueError if it is anything else.
+
+    It stays open, so that a reader keeps what it has begun with if the corpus is made again. A file
+    of over 4 GB is trusted for its size: to read it through would take too long.
+    """
+    opened = open(file, "rb")  # noqa: SIM115
+    size = os.fstat(opened.fileno()).st_size
+    good = size == n * dtype.itemsize
+    if good and size < 2**32:
+        of_bytes = hashlib.sha256()
+        while block := opened.read(2**22):
+            of_bytes.update(block)
+            good = good and np.frombuffer(block, dtype).max() < below
+        good = good and sha256 in (None, of_bytes.hexdigest())
+    if not good:
+        opened.close()
+        raise ValueError(f"{file} was cut or changed: make the corpus again, with --overwrite.")
+    return opened
 
 
 def read_meta(path):
@@ -103,74 +129,87 @@ def read_meta(path):
                                 f"python data.py --text FILE --out {path}.")
     try:
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-        fit = meta["dtype"] in ("uint16", "uint32") and isinstance(meta["vocab_size"], int)
-        fit = fit and all(isinstance(meta[split]["tokens"], int) and meta[split]["sha256"]
-                          and (path / f"{split}.bin").is_file() for split in ("train", "val"))
-        fit = fit and {"name", "sha256"} <= set(meta["tokenizer"])
-    except (ValueError, KeyError, TypeError):
+        fit = meta["dtype"] in ("uint16", "uint32") and 0 < meta["vocab_size"] < 2**32
+        for split in ("train", "val"):
+            fit = fit and (path / f"{split}.bin").is_file() and meta[split]["tokens"] > 0
+            fit = fit and isinstance(meta[split]["sha256"], str)
+        numbers = [meta["vocab_size"], meta["train"]["tokens"], meta["val"]["tokens"]]
+        texts = [meta["tokenizer"]["name"], meta["tokenizer"]["sha256"]]
+        fit = fit and {type(number) for number in numbers} == {int}
+        fit = fit and {type(text) for text in texts} == {str}
+    except (ValueError, LookupError, TypeError, RecursionError):
         fit = False
     if not fit:
-        raise ValueError(f"{path} is not a whole corpus folder: make it again with data.py.")
+        raise ValueError(f"{path} is not a whole corpus folder: make it again, with --overwrite.")
     return meta
 
 
 def read_problems(path, n):
     """The first n problems of a corpus folder, [{'prompt', 'answer'}, ...]; [] if it has none."""
     file = Path(path) / "problems.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    if not file.exists():
+        return []
     problems = []
-    for number, line in enumerate(lines[:n], 1):
+    for number, line in enumerate(read_text(file).splitlines()[:n], 1):
         try:
             row = json.loads(line)
-            problems.append({"prompt": str(row["prompt"]), "answer": str(row["answer"])})
-        except (ValueError, KeyError, TypeError):
+            good = isinstance(row["prompt"], str) and type(row["answer"]) in (str, int, float)
+        except (ValueError, LookupError, TypeError, RecursionError):
+            good = False
+        if not good:
             raise ValueError(f"{file}, line {number}, is no JSON object with a prompt and an "
-                             "answer.") from None
+                             "answer, which are texts.")
+        problems.append({"prompt": row["prompt"], "answer": str(row["answer"])})
     return problems
 
 
-def write_corpus(out, documents, tokenizer, vocab_size, made_by, problems=()):
+def corpus_names(out):
+    """The files of a corpus folder, see files.check_place; the first makes it one."""
+    names = ["meta.json", "train.bin", "val.bin", "train.kind.bin", "val.kind.bin"]
+    try:
+        if json.loads((Path(out) / "meta.json").read_text())["problems"]:
+            names.append("problems.jsonl")  # else somebody put it there
+    except (OSError, ValueError, LookupError, TypeError):
+        pass
+    return names
+
+
+def write_corpus(out, documents, tokenizer, vocab_size, made_by, problems=(), overwrite=False,
+                 inputs=()):
     """Write a corpus folder from a stream of documents, whole or not at all; returns meta.json.
 
     documents: (split 'train' or 'val', token ids, kinds), kinds an index into KINDS for each token,
     or None in all documents.
     tokenizer: {'name', 'sha256'}, see tokenizer_id. made_by: a record for the reader.
-    ValueError if a split stays empty.
+    inputs: the files that are read. ValueError if a split stays empty, or as in files.check_place.
     """
-    out = Path(out)
-    part = Path(f"{out}.part")
     dtype = np.dtype("uint16" if vocab_size <= 2**16 else "uint32")
     meta = {"tokenizer": tokenizer, "vocab_size": vocab_size, "dtype": dtype.name,
             "made_by": made_by, "problems": len(problems)}
     hashes = {"train": hashlib.sha256(), "val": hashlib.sha256()}
     counts = {"train": 0, "val": 0}
     kinds = {"train": Counter(), "val": Counter()}
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with files.new_folder(out, corpus_names(out), overwrite, inputs) as folder:
         for split, ids, kinds_of_ids in documents:
             raw = np.asarray(ids, dtype=dtype).tobytes()
             hashes[split].update(raw)
             counts[split] += len(ids)
-            with open(part / f"{split}.bin", "ab") as f:
+            with open(folder / f"{split}.bin", "ab") as f:
                 f.write(raw)
             if kinds_of_ids is not None:
                 kinds[split].update(kinds_of_ids)
-                with open(part / f"{split}.kind.bin", "ab") as f:
+                with open(folder / f"{split}.kind.bin", "ab") as f:
                     f.write(bytes(kinds_of_ids))
         for split in ("train", "val"):
             if counts[split] == 0:
-                raise ValueError(f"There is too little text for {split}.bin: give more, or a "
-                                 "larger --val_share (plain text is cut every 16,000 characters).")
+                raise ValueError(f"There is too little text for {split}.bin: give more, or another "
+                                 "--val_share.")
             meta[split] = {"tokens": counts[split], "sha256": hashes[split].hexdigest(),
                            "kinds": {KINDS[kind]: n for kind, n in sorted(kinds[split].items())}}
         if problems:
-            (part / "problems.jsonl").write_text("".join(json.dumps(p) + "\n" for p in problems))
-        (part / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
-        shutil.rmtree(out, ignore_errors=True)
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+            lines = [json.dumps(problem) + "\n" for problem in problems]
+            (folder / "problems.jsonl").write_text("".join(lines))
+        (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
     return meta
 
 
@@ -191,17 +230,43 @@ def get_tokenizer(name="embedded"):
         return TokenizerFolder(path)
     try:
         if not path.is_file():
-            return tiktoken.get_encoding(name)
+            known = tiktoken.get_encoding(name)
+            return Tiktoken(name, pat_str=known._pat_str, mergeable_ranks=known._mergeable_ranks,
+                            special_tokens=known._special_tokens)
         ranks = {}
         for line in path.read_bytes().splitlines():
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
-        return tiktoken.Encoding(name, pat_str=PATTERN, mergeable_ranks=ranks,
-                                 special_tokens={"<|endoftext|>": max(ranks.values()) + 1})
+        return Tiktoken(name, pat_str=PATTERN, mergeable_ranks=ranks,
+                        special_tokens={"<|endoftext|>": max(ranks.values()) + 1})
     except Exception as e:  # an unknown name, no network and no cache, a file of something else
         raise ValueError(f"The tokenizer {name!r} is neither a file of ranks, nor a folder with "
                          "tokenizer.json, nor one that tiktoken can load here "
                          f"({type(e).__name__}): try --tokenizer embedded.") from None
+
+
+class Tiktoken(tiktoken.Encoding):
+    """tiktoken, which panics on a run of a million blanks. Here a long run is cut into pieces.
+
+    Only the ids of that run are others than tiktoken's.
+    """
+    long_run = 100_000  # blanks
+
+    def encode_ordinary(self, text):
+        cuts = []
+        if len(text) > self.long_run:
+            for run in re.finditer(r"(?<!\s)\s{%d,}" % self.long_run, text):
+                # The last blank stays with what follows, as in a run that is not cut.
+                cuts += range(run.start() + self.long_run, run.end(), self.long_run)
+        ids = []
+        try:
+            for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+                ids += super().encode_ordinary(text[begin:end])
+        except BaseException as e:
+            if type(e).__name__ != "PanicException":  # it is no Exception
+                raise
+            raise ValueError(f"the tokenizer fails on it ({e})") from None
+        return ids
 
 
 class TokenizerFolder:
@@ -292,79 +357,200 @@ def tokenizer_of(identity, where):
 
 
 # ------------------------------------------------------------------------------ your own text
-def read_documents(path, templates, max_unfit=0.01):
-    """The documents of a file: the rows of JSON lines, or a text in pieces of 16,000 characters.
+Document = namedtuple("Document", "text where template")  # where: 'FILE, line 3'
 
-    Its content tells what it is: a file whose first line begins with { has rows. A row becomes text
-    by the first template that it has all fields of; rows that fit none are left out and counted.
-    ValueError if they are more than the share max_unfit, or if the file is no UTF-8 text.
-    """
+
+def read_text(path):
+    """The text of a file, plain or gzipped. ValueError if it is no UTF-8 text, or has none."""
+    raw = Path(path).read_bytes()
     try:
-        raw = Path(path).read_bytes()
-        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
+        if raw[:2] == b"\x1f\x8b":
+            most = max(2**28, 200 * len(raw))
+            raw = gzip.GzipFile(fileobj=io.BytesIO(raw)).read(most + 1)
+            if len(raw) > most:
+                raise ValueError(f"{path} unpacks to over 200 times its size; if that is meant, "
+                                 "unpack it first.")
+        text = raw.decode("utf-8-sig")
     except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as e:
         raise ValueError(f"{path} is not UTF-8 text, plain or gzipped ({e}).") from None
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
+    if not text.strip():
         raise ValueError(f"{path} is empty; give a file with text in it.")
-    if not lines[0][1].lstrip().startswith("{"):
-        if Path(path).name.removesuffix(".gz").endswith((".json", ".jsonl", ".csv", ".parquet")):
-            raise ValueError(f"{path} is neither text nor JSON lines (an object a line).")
-        return [text[i:i + 16_000] for i in range(0, len(text), 16_000)]
-    documents = []
-    unfit = []  # (line, why)
-    for number, line in lines:
+    if "\0" in text:
+        raise ValueError(f"{path} is not plain text: there are zero bytes in it.")
+    return text
+
+
+def has_rows(path, text):
+    """Whether a text is JSON lines: one of its first lines is an object, whatever its name.
+
+    ValueError if it is a table or JSON of another form, which nobody means to train on as text.
+    """
+    for line in text.lstrip().split("\n", 20)[:20]:
         try:
-            documents.append(fill_template(json.loads(line), templates))
+            if isinstance(json.loads(line), dict):
+                return True
+        except (ValueError, RecursionError):
+            pass
+    suffixes = {suffix.lower() for suffix in Path(path).suffixes}
+    if suffixes & {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"} or is_json(text):
+        raise ValueError(f"{path} is neither text nor JSON lines: write it as an object a line.")
+    return False
+
+
+def is_json(text):
+    """Whether a text is JSON that goes over several lines."""
+    text = text.strip()
+    if text[0] not in "{[":
+        return False
+    try:
+        value, end = json.JSONDecoder().raw_decode(text)
+        return isinstance(value, dict) or end == len(text)
+    except RecursionError:
+        return True
+    except ValueError:  # it may be cut off
+        return re.match(r'[\[{]\s*[\[{]?\s*"[^"\n]*"\s*:', text) is not None
+
+
+def read_documents(path, templates, max_unfit=0.01):
+    """[Document] of a file: the rows of JSON lines, or a text in pieces of 16,000 characters.
+
+    A row becomes text by the first template that it has all fields of; rows that fit none are left
+    out and counted. ValueError if they are more than the share max_unfit, or all.
+    """
+    text = read_text(path)
+    if not has_rows(path, text):
+        pieces = [text[i:i + 16_000] for i in range(0, len(text), 16_000)]
+        return [Document(piece, str(path), None) for piece in pieces]
+    documents = []
+    unfit = []  # what is wrong with them
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            filled, template = fill_template(json.loads(line), templates)
+            documents.append(Document(filled, where, template))
         except (ValueError, RecursionError) as e:
-            unfit.append((number, e))
+            unfit.append(f"{where}: {e}")
     if unfit:
-        number, why = unfit[0]
-        said = f"{path}: {len(unfit)} of {len(lines)} rows do not fit. Line {number}: {why}"
-        if len(unfit) > max_unfit * len(lines):
-            raise ValueError(said)
-        print(f"{said}; they are left out.")
+        rows = len(documents) + len(unfit)
+        said = f"{len(unfit)} of {rows} rows do not fit, the first is {unfit[0]}"
+        if not documents or len(unfit) > max_unfit * rows:
+            raise ValueError(f"{said}. (--max_unfit says how many are left out.)")
+        print(files.printable(f"{said}. They are left out."))
     return documents
 
 
+def fields_of(template):
+    """The names in braces. ValueError if the template is not text with {FIELD} in it."""
+    fields = []
+    for _, field, form, conversion in string.Formatter().parse(template):
+        if field is not None:
+            fields.append(field)
+            if not re.fullmatch(r"[^.\[\]{}]+", field) or form or conversion or field.isdigit():
+                raise ValueError(f"{field!r} in braces is not the plain name of a field")
+    if not fields:
+        raise ValueError("there is no {FIELD} in it")
+    return fields
+
+
 def fill_template(row, templates):
-    """A row as the first template that it has all fields of. ValueError if it has those of none."""
+    """(text, template): a row in the first template that it fits. ValueError if it fits none."""
     if not isinstance(row, dict):
         raise ValueError("it is no JSON object")
+    wrong = []
     for template in templates:
-        pieces = string.Formatter().parse(template)
-        fields = [field for _, field, _, _ in pieces if field is not None]
-        if all(isinstance(row.get(field), (str, int, float)) for field in fields):
-            text = template.format(**row)
-            text.encode()  # half a surrogate pair is a UnicodeEncodeError, which is a ValueError
-            return text
-    raise ValueError(f"it has the fields {', '.join(row)}; name them with --field or --template")
+        fields = fields_of(template)
+        missing = [field for field in fields if field not in row]
+        if missing:
+            wrong.append(f"it has no field {missing[0]!r} but {', '.join(map(repr, row))}; name "
+                         "what it has with --field or --template")
+            continue
+        no_text = [field for field in fields if not is_text(row[field], template)]
+        if no_text:
+            wrong.append(f"its {no_text[0]!r} is no text but {json.dumps(row[no_text[0]])[:40]}")
+            continue
+        text = template.format_map(row)
+        if re.search("[\ud800-\udfff]", text):
+            wrong.append("it has half a surrogate pair in it")
+        elif not text.strip():
+            wrong.append("it is empty")
+        else:
+            return text, template
+    raise ValueError(wrong[0])
 
 
-def text_documents(enc, files, val_files, templates, val_share, seed):
+def is_text(value, template):
+    """Whether a template can take a value: a string, or a number where it stands among text."""
+    if isinstance(value, str):
+        return True
+    is_number = type(value) in (int, float) and math.isfinite(value)
+    return is_number and template.strip()[-1:] + template.strip()[:1] != "}{"
+
+
+def text_documents(enc, inputs, val_inputs, templates, field, val_share, seed, max_unfit=0.01):
     """Documents for write_corpus from files of text, in random order; equal ones are taken once.
 
-    What is held out: val_files, or else val_share of the text, counted in characters.
+    A row that fits none of the templates is its field. What is held out: val_inputs, or else
+    val_share of the text, counted in characters. ValueError if the files do not fit (see
+    read_documents), or if a template is of no use.
     """
-    documents = []
-    for file in files:
-        documents += read_documents(file, templates)
-    held_out = []
-    for file in val_files:
-        held_out += read_documents(file, templates)
-    held_out = dict.fromkeys(held_out)
-    documents = [text for text in dict.fromkeys(documents) if text not in held_out]
+    own = templates
+    templates = [*own, "{%s}" % field]
+    documents = {}  # text: Document
+    held_out = {}
+    for file in inputs:
+        for document in read_documents(file, templates, max_unfit):
+            documents.setdefault(document.text, document)
+    for file in val_inputs:
+        for document in read_documents(file, templates, max_unfit):
+            held_out.setdefault(document.text, document)
+    check_used(own, [*documents.values(), *held_out.values()])
+    documents = [documents[text] for text in documents if text not in held_out]
+    held_out = list(held_out.values())
     random.Random(seed).shuffle(documents)
-    held_out = list(held_out)
-    if not val_files:
-        left = val_share * sum(map(len, documents))
-        while left > 0 and len(documents) > 1:
-            held_out.append(documents.pop())
-            left -= len(held_out[-1])
-    for split, texts in (("val", held_out), ("train", documents)):
-        for begin in tqdm(range(0, len(texts), 1000), f"tokenizing {split}", unit=" thousand"):
-            for ids in enc.encode_ordinary_batch(texts[begin:begin + 1000]):
+    if not val_inputs:
+        documents, held_out = hold_out(documents, val_share)
+    for split, of_split in (("val", held_out), ("train", documents)):
+        for begin in tqdm(range(0, len(of_split), 1000), f"tokenizing {split}", unit=" thousand"):
+            for ids in encode(enc, of_split[begin:begin + 1000]):
                 yield split, ids + [enc.eot_token], None
+
+
+def check_used(templates, documents):
+    """ValueError if there are rows, and one of the templates is of none: it may be misspelt."""
+    used = {document.template for document in documents}
+    for template in templates:
+        if used != {None} and template not in used:
+            raise ValueError(f"No row has all fields of the template {template!r}; is one of them "
+                             "spelt wrong?")
+
+
+def hold_out(documents, share):
+    """(the documents to train on, those held out): that share of the characters, from the end."""
+    left = round(share * sum(len(document.text) for document in documents))
+    held_out = []
+    while left > 0:
+        last = documents.pop()
+        if len(last.text) > left:  # cut, so that the share is what was asked for
+            documents.append(last._replace(text=last.text[:-left]))
+            last = last._replace(text=last.text[-left:])
+        held_out.append(last)
+        left -= len(last.text)
+    return documents, held_out
+
+
+def encode(enc, documents):
+    """[the token ids of each document]. ValueError, with its place, if one cannot be tokenized."""
+    try:
+        return enc.encode_ordinary_batch([document.text for document in documents])
+    except ValueError:
+        for document in documents:
+            try:
+                enc.encode_ordinary(document.text)
+            except ValueError as e:
+                raise ValueError(f"{document.where}: {e}") from None
+        raise
 
 
 # ------------------------------------------------------------------------------ the command
@@ -391,14 +577,27 @@ def share(text):
     return value
 
 
+def share_or_0(text):
+    """An argparse type: a share from 0 to 1."""
+    return 0.0 if text in ("0", "0.0") else share(text)
+
+
+def template(text):
+    """An argparse type: text with {FIELD} in it, where \\n is a new line."""
+    try:
+        fields_of(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(f"{text!r} is no template: {e}") from None
+    return text.replace("\\n", "\n")
+
+
 def make_toy_if_missing(*paths):
     """Make the toy corpora if one of theirs is among the paths and is not there yet."""
     for path in map(Path, paths):
-        toy = path in (Path("corpus/ref"), Path("corpus/web"))
-        if toy and not path.exists() and int(os.environ.get("LOCAL_RANK", 0)) == 0:
-            make_toy_corpora(parse_args([]))
-        while toy and not path.exists():  # the first process of several makes them, the others wait
-            time.sleep(0.1)
+        if path in (Path("corpus/ref"), Path("corpus/web")) and not path.exists():
+            with files.lock("corpus", wait=True):  # of several processes one makes them
+                if not path.exists():
+                    make_toy_corpora(parse_args([]))
 
 
 def parse_args(argv=None):
@@ -415,9 +614,11 @@ def parse_args(argv=None):
     flag("--val", nargs="+", default=[], metavar="FILE", help="files to hold out, if not a share")
     flag("--val_share", type=share, default=0.01, help="share of the text to hold out")
     flag("--field", default="text", help="the field of a JSON row that is its text")
-    flag("--template", nargs="+", default=[], metavar="TEXT",
+    flag("--template", nargs="+", type=template, default=[], metavar="TEXT",
          help=r"how a row becomes text, e.g. 'Question: {question}\nAnswer: {answer}'; of several, "
-         "the first that has all its fields")
+         "the first that it has all fields of; if it fits none, its --field")
+    flag("--max_unfit", type=share_or_0, default=0.01,
+         help="share of a file's rows that may be unfit, and are left out")
     # the toy world
     for name, tokens in (("ref", "600K"), ("web", "3.6M")):
         flag(f"--{name}_tokens", type=count, default=tokens, help=f"training tokens of {name}")
@@ -430,56 +631,52 @@ def parse_args(argv=None):
 
 
 def make_text_corpus(args):
-    refuse_existing([args.out], args.overwrite)
+    inputs = [*args.text, *args.val, args.tokenizer]
     enc = get_tokenizer(args.tokenizer)
-    templates = [t.replace("\\n", "\n") for t in args.template] + ["{%s}" % args.field]
-    documents = text_documents(enc, args.text, args.val, templates, args.val_share, args.seed)
-    report(args.out, write_corpus(args.out, documents, tokenizer_id(enc), enc.n_vocab, vars(args)))
+    documents = text_documents(enc, args.text, args.val, args.template, args.field, args.val_share,
+                               args.seed, args.max_unfit)
+    report(args.out, write_corpus(args.out, documents, tokenizer_id(enc), enc.n_vocab, vars(args),
+                                  overwrite=args.overwrite, inputs=inputs))
 
 
 def make_toy_corpora(args):
     """Make OUT/ref and OUT/web, or with one of them there already the other."""
-    ref, web = f"{args.out}/ref", f"{args.out}/web"
+    ref = f"{args.out}/ref"
+    web = f"{args.out}/web"
+    for folder in (ref, web):
+        files.put_back(folder)
     missing = [folder for folder in (ref, web) if not Path(folder).exists()]
     if not missing or args.overwrite:
-        refuse_existing([ref, web], args.overwrite)
         missing = [ref, web]
+    for folder in missing:
+        files.check_place(folder, corpus_names(folder), args.overwrite, [args.tokenizer])
     enc = get_tokenizer(args.tokenizer)
     identity = tokenizer_id(enc)
     parts = {part: getattr(args, part) for part in WEB_PARTS}
-    if min(parts.values()) < 0 or sum(parts.values()) == 0 or not 0 <= args.clean_share < 1:
+    weights = parts.values()
+    if not (min(weights) >= 0 and 0 < sum(weights) < math.inf and 0 <= args.clean_share < 1):
         raise ValueError("The weights of the parts must be 0 or more and not all 0, and "
                          "--clean_share 0 or more and below 1.")
     if ref in missing:
         templates = TEMPLATE_SETS[args.ref_templates]
         documents = toy_documents(enc, args.seed, args.ref_tokens, templates)
         problems = toy_problems(args.seed, 512, templates)
-        report(ref, write_corpus(ref, documents, identity, enc.n_vocab, vars(args), problems))
+        report(ref, write_corpus(ref, documents, identity, enc.n_vocab, vars(args), problems,
+                                 args.overwrite))
     if web in missing:
         templates = TEMPLATE_SETS[args.web_templates]
         documents = toy_documents(enc, args.seed, args.web_tokens, templates, parts,
                                   args.clean_share)
-        report(web, write_corpus(web, documents, identity, enc.n_vocab, vars(args)))
-
-
-def refuse_existing(folders, overwrite):
-    """ValueError if a folder is there and must stay: without --overwrite, or if it is no corpus."""
-    for folder in map(Path, folders):
-        if folder.exists() and not overwrite:
-            raise ValueError(f"{folder} is already there; give --overwrite to replace it, or "
-                             "another --out.")
-        if folder.exists() and not (folder / "meta.json").exists():
-            raise ValueError(f"{folder} is there and is no corpus; give another --out.")
-        if (folder / "problems.jsonl").exists() and not read_meta(folder).get("problems"):
-            raise ValueError(f"{folder}/problems.jsonl was put there by hand and would be lost: "
-                             "move it away first.")
+        report(web, write_corpus(web, documents, identity, enc.n_vocab, vars(args),
+                                 overwrite=args.overwrite))
 
 
 def report(folder, meta):
     tokens = meta["train"]["tokens"]
     kinds = "".join(f", {kind} {n / tokens:.0%}" for kind, n in meta["train"]["kinds"].items())
-    print(f"{folder}: {tokens:,} training and {meta['val']['tokens']:,} held-out tokens, "
-          f"vocabulary {meta['vocab_size']:,}{kinds}", flush=True)
+    said = (f"{folder}: {tokens:,} training and {meta['val']['tokens']:,} held-out tokens, "
+            f"vocabulary {meta['vocab_size']:,}{kinds}")
+    print(files.printable(said), flush=True)
 
 
 # ------------------------------------------------------------------------------ the toy world
@@ -684,6 +881,7 @@ def toy_problems(seed, n, templates):
 
 
 if __name__ == "__main__":
+    files.replace_what_stdout_lacks()
     args = parse_args()
     try:
         if args.text:
@@ -691,4 +889,4 @@ if __name__ == "__main__":
         else:
             make_toy_corpora(args)
     except (OSError, ValueError, KeyboardInterrupt) as e:
-        sys.exit(f"{e or 'interrupted'} (Nothing half-made is left.)")
+        sys.exit(files.printable(f"{e or 'interrupted'} (Nothing half-made is left.)"))

@@ -3,6 +3,7 @@
 A score is one line of SCORES: a function of Tokens, which knows what there is to know of the tokens
 of a micro-batch. The N = B * T tokens are one flat list, and one pool to select from.
 """
+import contextlib
 import math
 import os
 import shutil
@@ -15,9 +16,11 @@ import torch
 from tqdm import tqdm
 
 import common
+import files
 from data import KINDS
 
 MATH = KINDS.index("math")
+HEADER = 128  # bytes of a .npy file before its numbers
 
 # The tokens of highest score are trained on. To try a score of your own, add a line: --score NAME.
 SCORES = {
@@ -97,14 +100,15 @@ class Tokens:
     def _beside_loss(self, values):  # flat, and on the device
         return common.mover(str(self.loss.device))(values.flatten())
 
-    def metrics(self, selected):
-        """What the log says of a selection (k,): {name: (sum, count)}, for common.Means."""
+    def metrics(self, selected, score):
+        """What the log says of a selection (k,) by score (N,): {name: (sum, count)}, for Means."""
         n = len(self.loss)
         k = len(selected)
         loss_of_all = self.loss.sum()
         loss_of_selected = self.loss[selected].sum()
         metrics = {
             "selected": (k, n),
+            "score": (score.sum(), n),
             "loss_selected": (loss_of_selected, k),
             "loss_unselected": (loss_of_all - loss_of_selected, n - k),
         }
@@ -123,7 +127,8 @@ class Reference:
 
     The file holds float32 (windows, T) and lies in the reference's folder, under per_token/. It is
     named by what it was made from, the checkpoint, the corpus, the window size and the precision,
-    so that another corpus or checkpoint never reads it. (If you edit model.py, delete it.)
+    so that another corpus or checkpoint never reads it; beside it is its sha256, so that a damaged
+    one is made again. (If you edit model.py, delete it.)
     """
     def __init__(self, path, windows, device, bf16, compiled=False, batch=32):
         self.path = common.ckpt_path(path)
@@ -144,32 +149,48 @@ class Reference:
 
     def _read(self, name, window_ids):
         if name not in self.files:
-            self.files[name] = self._find_or_make(name)
+            self.files[name] = open(self._find_or_make(name), "rb")  # noqa: SIM115 (it stays open)
         # Mapped for this batch alone: a mapping that stays open holds every page it has read.
-        return torch.from_numpy(np.load(self.files[name], mmap_mode="r")[window_ids])
+        values = np.memmap(self.files[name], np.float32, "r", offset=HEADER)
+        return torch.from_numpy(values.reshape(-1, self.windows.T)[window_ids])
 
     def _find_or_make(self, name):
         if not self.path.is_file():
             raise FileNotFoundError(f"There is no reference at {self.path}: train one first "
                                     "(python train_ref.py), or name another with --ref.")
-        weights = common.file_hash(self.path)[:12]
-        # Of the bytes themselves: meta.json does not change with them.
-        corpus = common.file_hash(self.windows.path / f"{self.windows.split}.bin")[:12]
+        weights = files.file_hash(self.path)[:12]
+        corpus = self.windows.sha256[:12]
         precision = "bf16" if self.bf16 else "fp32"
         key = f"{weights}-{corpus}-{self.windows.T}-{precision}"
         file = self.path.parent / "per_token" / f"{key}-{name}.npy"
-        if not all(common.gather(file.exists())):  # all processes make it together, or none
-            model = common.load_model(self.path, self.device, self.bf16, self.windows)
-            write_per_token(file, name, model, self.windows, self.device, self.compiled,
-                            self.batch)
+        if self._is_whole(file):
+            return file
+        guard = contextlib.nullcontext()
+        if common.ranks()[0] == 0:  # another run that wants the same file waits, and finds it made
+            guard = files.lock(file, wait=True)
+        with guard:
+            if not self._is_whole(file):
+                model = common.load_model(self.path, self.device, self.bf16, self.windows)
+                write_per_token(file, name, model, self.windows, self.device, self.compiled,
+                                self.batch)
         return file
+
+    def _is_whole(self, file):
+        """The same answer in all processes: they make the file together, or none does."""
+        whole = None
+        if common.ranks()[0] == 0:
+            sha256 = Path(f"{file}.sha256")
+            whole = file.exists() and sha256.exists()
+            whole = whole and sha256.read_text() == files.file_hash(file)
+        return common.gather(whole)[0]
 
 
 @torch.no_grad()
 def write_per_token(file, name, model, windows, device, compiled=False, batch=32):
     """Write the "loss" or the "entropy" of every target to a .npy file, float32 (windows, T).
 
-    It appears when it is complete. Several processes share the work. OSError if the disk is full.
+    It appears when it is complete, with FILE.sha256. Several processes share the work. OSError if
+    the disk is full, ValueError if the reference has no finite number for a token.
     """
     rank, world = common.ranks()
     trunk = model.trunk
@@ -179,8 +200,7 @@ def write_per_token(file, name, model, windows, device, compiled=False, batch=32
         trunk = torch.compile(trunk, dynamic=False)
         losses = torch.compile(losses, dynamic=False)
         entropies = torch.compile(entropies, dynamic=False)
-    pid = common.gather(os.getpid())[0]  # another run may make the same file at this moment
-    part = Path(f"{file}.{pid}.part")
+    part = Path(f"{file}.part")
     if rank == 0:
         part.parent.mkdir(exist_ok=True)
         need = 4 * len(windows) * windows.T / 1e6
@@ -200,10 +220,15 @@ def write_per_token(file, name, model, windows, device, compiled=False, batch=32
             numbers = losses(h, y.to(device).flatten())
         else:
             numbers = entropies(h)
+        numbers = numbers.view(y.shape).cpu()
+        if not numbers.isfinite().all():
+            raise ValueError(f"The reference's {name} is not a finite number for some tokens: "
+                             "train it again, with a lower --lr.")
         mapped = np.load(part, mmap_mode="r+")  # for this batch alone, as above
-        mapped[begin:begin + batch] = numbers.view(y.shape).cpu()
+        mapped[begin:begin + batch] = numbers
     common.gather(None)  # wait until all have written
     if rank == 0:
+        Path(f"{file}.sha256").write_text(files.file_hash(part))
         os.replace(part, file)
     common.gather(None)
 

@@ -96,7 +96,8 @@ def save(name, step):
     common.save_checkpoint(
         Path(args.out) / name, model=model.state_dict(), optimizer=optimizer.state_dict(),
         step=step, elapsed_s=elapsed, args=vars(args), config=vars(model.config),
-        tokenizer=train.meta["tokenizer"], corpus=train.sha256)
+        tokenizer=train.meta["tokenizer"], corpus=train.sha256,
+        log=(Path(args.out) / "log.jsonl").read_text())
 
 
 # ------------------------------------------------------------------------------ the loop
@@ -105,7 +106,7 @@ print(f"{n_parameters / 1e6:.2f}M parameters on {device}, bf16 {bf16}, compiled 
       f"{steps} steps of {accumulation} x {args.micro_batch} windows of {args.block_size} tokens")
 snapshots = {round(i * steps / args.snapshots) for i in range(1, args.snapshots + 1)}
 means = common.Means()  # of what is measured, since the last log line
-common.prepare_folder(args.out, start)
+common.prepare_folder(args.out, ckpt)
 logged = start  # the step of the last log line
 clock = time.perf_counter()
 bar = tqdm(total=steps, initial=start, desc=args.out, unit="step", mininterval=1, disable=rank > 0)
@@ -147,14 +148,17 @@ for step in range(start, steps):
     row["peak_mem_mb"] = common.peak_memory_mb(device)
     common.check_finite(row, args.out)
     if rank == 0:
+        try:
+            if evaluating:
+                row |= evaluate(problems if done == steps else problems[:64])
+        finally:  # no work is lost by an evaluation that fails
+            common.write_log(args.out, row)
+            if done in snapshots:
+                save(f"step_{done:06}.pt", done)
+            if evaluating:
+                save("ckpt.pt", done)
         if evaluating:
-            row |= evaluate(problems if done == steps else problems[:64])
             tqdm.write(f"step {done}: {common.in_words(row)}")
-        common.write_log(args.out, row)
-        if done in snapshots:
-            save(f"step_{done:06}.pt", done)
-        if evaluating:
-            save("ckpt.pt", done)
     logged = done
     clock = time.perf_counter()  # it stands still during evaluation and saving
 bar.close()

@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT))
 os.environ["TQDM_DISABLE"] = "1"  # no progress bars among the dots
 
 import common  # noqa: E402 (ROOT first)
+import files  # noqa: E402
 
 SIZE = shlex.split("--depth 1 --block_size 32 --batch_tokens 256 --micro_batch 8 --warmup 2 "
                    "--eval_windows 8 --problems 4 --device cpu")
@@ -27,6 +28,7 @@ def run_script(script, *flags):
         return runpy.run_path(str(ROOT / script), run_name="__main__")
     finally:
         sys.argv, sys.excepthook = argv, hook
+        files.held.close()  # as at the end of a process
 
 
 def command(script, *flags, **options):
@@ -111,6 +113,8 @@ def sentence(capsys, monkeypatch):
             sys.excepthook(type(e), e, e.__traceback__)
         else:
             pytest.fail(f"{script} {' '.join(map(str, flags))} was not refused")
+        finally:
+            files.held.close()
         said = capsys.readouterr().err
         assert "Traceback" not in said, said
         for word in words:

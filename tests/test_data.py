@@ -155,9 +155,9 @@ def test_a_corpus_is_written_whole_or_not_at_all(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError):
-        write_corpus(folder, breaks_off(), {}, 10, {})
+        write_corpus(folder, breaks_off(), {}, 10, {}, overwrite=True)
     with pytest.raises(ValueError, match="too little text for val.bin"):
-        write_corpus(folder, [("train", [2], None)], {}, 10, {})
+        write_corpus(folder, [("train", [2], None)], {}, 10, {}, overwrite=True)
     assert (folder / "train.bin").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
@@ -275,9 +275,11 @@ def test_rows_are_mixed_held_out_and_formatted(tmp_path):
     val = documents_of(tmp_path / "c", "val")
     expected = [f"alpha {i}" for i in range(300)]
     expected += [f"Question: q{i}\nAnswer: {i}" for i in range(100)]
+    cut = [documents.pop(i) for documents, i in ((train, -1), (val, -1))]
+    expected.remove(cut[0] + cut[1])  # so that the share is exact
     assert sorted(train + val) == sorted(expected)
-    length = sum(map(len, expected))
-    assert 0.1 * length <= sum(map(len, val)) < 0.12 * length
+    length = sum(map(len, [*expected, *cut]))
+    assert sum(map(len, [*val, cut[1]])) == round(0.1 * length)
     at = [i for i, document in enumerate(train) if document.startswith("Q")]
     assert min(at) < 40  # the second file is scattered over the corpus
     assert max(at) > 320
@@ -303,8 +305,8 @@ def test_what_a_file_is_its_content_tells(tmp_path):
     run_script("data.py", "--text", tmp_path / "line.txt", "--val_share", "0.2",
                "--out", tmp_path / "line")
     pieces = documents_of(tmp_path / "line") + documents_of(tmp_path / "line", "val")
-    assert len(pieces) == 5
     assert sum(map(len, pieces)) == len(line)
+    assert sum(map(len, documents_of(tmp_path / "line", "val"))) == len(line) // 5
 
 
 def test_a_few_unfit_rows_are_counted_and_many_refused(tmp_path, capsys, sentence):
@@ -312,11 +314,11 @@ def test_a_few_unfit_rows_are_counted_and_many_refused(tmp_path, capsys, sentenc
     few = write_rows(tmp_path / "few.jsonl", rows + [{"title": "no text"}])
     run_script("data.py", "--text", few, "--out", tmp_path / "c")
     said = capsys.readouterr().out
-    assert "few.jsonl: 1 of 201 rows" in said
-    assert "Line 201" in said
+    assert "1 of 201 rows do not fit" in said
+    assert "few.jsonl, line 201: it has no field 'text' but 'title'" in said
     assert len(documents_of(tmp_path / "c") + documents_of(tmp_path / "c", "val")) == 200
     many = write_rows(tmp_path / "many.jsonl", rows[:50] + [{"title": "no text"}])
-    sentence("data.py", ["--text", many, "--out", tmp_path / "d"], "Line 51", "title", "--field")
+    sentence("data.py", ["--text", many, "--out", tmp_path / "d"], "line 51", "title", "--field")
     assert not (tmp_path / "d").exists()
 
 
@@ -371,7 +373,7 @@ def test_a_folder_of_something_else_is_never_replaced(tmp_path, sentence):
     (tmp_path / "a.txt").write_text("words\n" * 9000)
     flags = ["--text", tmp_path / "a.txt", "--out", tmp_path / "thesis"]
     sentence("data.py", flags, "already there")
-    sentence("data.py", [*flags, "--overwrite"], "is no corpus")
+    sentence("data.py", [*flags, "--overwrite"], "not made by this command")
     assert (tmp_path / "thesis" / "thesis.tex").exists()
 
 

@@ -488,8 +488,8 @@ def test_a_failed_write_leaves_the_old_checkpoint_whole(tmp_path, monkeypatch):
     common.save_checkpoint(path, **content(tiny()))
     before = path.read_bytes()
 
-    def full_disk(content, f):
-        f.write(b"half a file")
+    def full_disk(content, path):
+        path.write_bytes(b"half a file")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)

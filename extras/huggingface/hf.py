@@ -24,6 +24,7 @@ from tiktoken_to_json import tokenizer_json  # noqa: E402
 
 import common  # noqa: E402
 import data  # noqa: E402
+import files  # noqa: E402
 
 
 @contextlib.contextmanager
@@ -166,13 +167,14 @@ def convert_tokenizer(args):
 
 def make_corpus(args):
     """A dataset becomes a corpus."""
-    data.refuse_existing([args.out], args.overwrite)
+    files.check_place(args.out, data.corpus_names(args.out), args.overwrite)
     enc = data.get_tokenizer(args.tokenizer)
-    templates = [t.replace("\\n", "\n") for t in args.template] + ["{%s}" % args.field]
+    templates = [*args.template, "{%s}" % args.field]
     rows = hub_corpus.open_dataset(args.dataset, args.config, args.split)
     documents = hub_corpus.documents(rows, enc, templates, args.val_share, args.max_tokens)
     made_by = {name: value for name, value in vars(args).items() if name != "run"}
-    meta = data.write_corpus(args.out, documents, data.tokenizer_id(enc), enc.n_vocab, made_by)
+    meta = data.write_corpus(args.out, documents, data.tokenizer_id(enc), enc.n_vocab, made_by,
+                             overwrite=args.overwrite)
     data.report(args.out, meta)
 
 

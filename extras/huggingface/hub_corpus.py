@@ -46,7 +46,7 @@ def texts(rows, templates):
         except Exception as e:  # many kinds: the network went, a file is broken
             raise OSError(f"datasets stopped at row {number:,} ({in_short(e)}).") from None
         try:
-            text = data.fill_template(row, templates)
+            text, _ = data.fill_template(row, templates)
         except ValueError as e:
             unfit += 1
             said = f"{unfit:,} of {number:,} rows do not fit, the last: {e}"

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data  # noqa: E402 (the path first)
+import files  # noqa: E402
 
 CHUNK = 2**20  # characters that a process tokenizes at a time
 PIECE = 16_000  # characters of a document where a file is plain text, as in data.py
@@ -118,7 +119,7 @@ def fill_rows(path, rows, templates):
     unfit = 0
     for number, row in enumerate(rows, 1):
         try:
-            text = data.fill_template(row, templates)
+            text, _ = data.fill_template(row, templates)
         except ValueError as e:
             if unfit == 0:
                 first = f"the first in row {number}: {e}"
@@ -246,7 +247,7 @@ def tokens_of(files):
 def make_from_text(args):
     files = files_of(args.text)
     val_files = files_of(args.val)
-    templates = [t.replace("\\n", "\n") for t in args.template] + ["{%s}" % args.field]
+    templates = [*args.template, "{%s}" % args.field]
     tokenizer = args.tokenizer or "embedded"
     enc = data.get_tokenizer(tokenizer)
     identity = data.tokenizer_id(enc)
@@ -258,7 +259,8 @@ def make_from_text(args):
     documents = split_documents(files, val_files, templates, args.val_share, counts)
     try:
         tokens = tokens_of(encode_all(documents, work, tokenizer, dtype, args.jobs))
-        meta = data.write_corpus(args.out, tokens, identity, enc.n_vocab, vars(args))
+        meta = data.write_corpus(args.out, tokens, identity, enc.n_vocab, vars(args),
+                                 overwrite=args.overwrite, inputs=[*files, *val_files])
     except ValueError:  # the text is unfit
         shutil.rmtree(work)
         raise
@@ -303,7 +305,8 @@ def make_from_ids(args):
     else:
         raise ValueError("--ids needs --tokenizer, which made them, or --vocab_size, their number.")
     documents = id_documents(args.ids, args.val_share, vocab_size)
-    meta = data.write_corpus(args.out, documents, identity, vocab_size, vars(args))
+    meta = data.write_corpus(args.out, documents, identity, vocab_size, vars(args),
+                             overwrite=args.overwrite, inputs=args.ids)
     data.report(args.out, meta)
 
 
@@ -324,7 +327,8 @@ def parse_args(argv=None):
     flag("--val_share", type=data.share, default=0.01,
          help="share of the documents, or of each array, that is held out (default 0.01)")
     flag("--field", default="text", help="the field of a row that is its text (default text)")
-    flag("--template", nargs="+", default=[], help="how a row becomes text, as in data.py")
+    flag("--template", nargs="+", type=data.template, default=[],
+         help="how a row becomes text, as in data.py")
     flag("--jobs", type=data.count, default=os.cpu_count(),
          help="processes that tokenize (default: one for each core)")
     return parser.parse_args(argv)
@@ -332,7 +336,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    data.refuse_existing([args.out], args.overwrite)
+    files.check_place(args.out, data.corpus_names(args.out), args.overwrite)
     if args.ids:
         make_from_ids(args)
     else:

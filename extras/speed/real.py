@@ -43,7 +43,7 @@ def read(files):
     """All documents of some files, in random order."""
     documents = []
     for file in files:
-        documents += data.read_documents(file, TEMPLATES)
+        documents += [document.text for document in data.read_documents(file, TEMPLATES)]
     random.Random(0).shuffle(documents)
     return documents
 
@@ -185,8 +185,8 @@ def train_reference(folder, args, deadline):
 def read_questions(file):
     """[(prompt, answer)], as the training text writes them."""
     questions = []
-    for text in data.read_documents(file, TEMPLATES[:2]):
-        prompt, _, answer = text.partition("\nAnswer:")
+    for document in data.read_documents(file, TEMPLATES[:2]):
+        prompt, _, answer = document.text.partition("\nAnswer:")
         questions.append((prompt + "\nAnswer:", answer))
     return questions
 

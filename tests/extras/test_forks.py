@@ -33,7 +33,7 @@ def git_apply(folder, name, *options):
 
 def copy_core(folder):
     folder.mkdir()
-    for name in CORE + SCRIPTS:
+    for name in ["files", *CORE, *SCRIPTS]:
         shutil.copy(ROOT / f"{name}.py", folder)
     shutil.copy(ROOT / "vocab.tiktoken", folder)
     return folder

@@ -128,10 +128,10 @@ def test_a_stopped_command_goes_on(tmp_path, monkeypatch):
     assert len(kept) > 1
     write_corpus = make_corpus.data.write_corpus
 
-    def check(*args):
+    def check(*args, **options):
         for file, time_of_making in kept.items():
             assert file.stat().st_mtime_ns == time_of_making
-        return write_corpus(*args)
+        return write_corpus(*args, **options)
 
     monkeypatch.setattr(make_corpus.data, "write_corpus", check)
     make("c", "--text", "a.jsonl")
@@ -160,7 +160,7 @@ def test_rows_by_template_and_rows_that_do_not_fit(tmp_path, capsys):
     made = documents(tmp_path / "c") + documents(tmp_path / "c", "val")
     assert sorted(made) == sorted(f"Question: q{i}\nAnswer: {i}" for i in range(300) if i != 7)
     assert "1 of 300 rows do not fit, the first in row 8" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="question, answer; name them with --field or --template"):
+    with pytest.raises(ValueError, match="but 'question', 'answer'; name what it has"):
         make(tmp_path / "d", *flags)
 
 
