@@ -362,6 +362,8 @@ Document = namedtuple("Document", "text where template")  # where: 'FILE, line 3
 
 def read_text(path):
     """The text of a file, plain or gzipped. ValueError if it is no UTF-8 text, or has none."""
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder; name the files in it.")
     raw = Path(path).read_bytes()
     try:
         if raw[:2] == b"\x1f\x8b":
@@ -385,9 +387,11 @@ def has_rows(path, text):
 
     ValueError if it is a table or JSON of another form, which nobody means to train on as text.
     """
-    for line in text.lstrip().split("\n", 20)[:20]:
+    text = text.strip()
+    is_array = text[0] == "[" and is_json(text)
+    for line in text.split("\n", 20)[:20]:
         try:
-            if isinstance(json.loads(line), dict):
+            if isinstance(json.loads(line), dict) and not is_array:
                 return True
         except (ValueError, RecursionError):
             pass
@@ -398,8 +402,7 @@ def has_rows(path, text):
 
 
 def is_json(text):
-    """Whether a text is JSON that goes over several lines."""
-    text = text.strip()
+    """Whether a text is JSON that goes over several lines, or the beginning of that."""
     if text[0] not in "{[":
         return False
     try:
@@ -415,7 +418,7 @@ def read_documents(path, templates, max_unfit=0.01):
     """[Document] of a file: the rows of JSON lines, or a text in pieces of 16,000 characters.
 
     A row becomes text by the first template that it has all fields of; rows that fit none are left
-    out and counted. ValueError if they are more than the share max_unfit, or all.
+    out and counted. ValueError if they are all, or over ten and more than the share max_unfit.
     """
     text = read_text(path)
     if not has_rows(path, text):
@@ -435,8 +438,9 @@ def read_documents(path, templates, max_unfit=0.01):
     if unfit:
         rows = len(documents) + len(unfit)
         said = f"{len(unfit)} of {rows} rows do not fit, the first is {unfit[0]}"
-        if not documents or len(unfit) > max_unfit * rows:
-            raise ValueError(f"{said}. (--max_unfit says how many are left out.)")
+        too_many = len(unfit) > max_unfit * rows and (len(unfit) > 10 or max_unfit == 0)
+        if too_many or not documents:
+            raise ValueError(f"{said}. (--max_unfit says how many may be left out.)")
         print(files.printable(f"{said}. They are left out."))
     return documents
 
@@ -485,7 +489,7 @@ def is_text(value, template):
     if isinstance(value, str):
         return True
     is_number = type(value) in (int, float) and math.isfinite(value)
-    return is_number and template.strip()[-1:] + template.strip()[:1] != "}{"
+    return is_number and not re.fullmatch(r"\s*\{[^{}]*\}\s*", template)
 
 
 def text_documents(enc, inputs, val_inputs, templates, field, val_share, seed, max_unfit=0.01):
@@ -618,7 +622,7 @@ def parse_args(argv=None):
          help=r"how a row becomes text, e.g. 'Question: {question}\nAnswer: {answer}'; of several, "
          "the first that it has all fields of; if it fits none, its --field")
     flag("--max_unfit", type=share_or_0, default=0.01,
-         help="share of a file's rows that may be unfit, and are left out")
+         help="share of a file's rows that may be unfit, and are left out; 0: none, else ten may")
     # the toy world
     for name, tokens in (("ref", "600K"), ("web", "3.6M")):
         flag(f"--{name}_tokens", type=count, default=tokens, help=f"training tokens of {name}")

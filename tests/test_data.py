@@ -2,6 +2,7 @@
 import gzip
 import hashlib
 import json
+import os
 import random
 import re
 import shutil
@@ -120,6 +121,30 @@ def test_a_folder_that_is_no_whole_corpus_is_refused(corpus, tmp_path):
         f.truncate(60)
     with pytest.raises(ValueError, match="cut or changed"):
         Windows(folder, 8)
+
+
+def test_a_corpus_that_was_changed_is_noticed(corpus, tmp_path):
+    """At the same size too; ids beyond the vocabulary; a kind that there is not."""
+    for name, at, value in (("train.bin", 300, b"\x01"), ("train.kind.bin", 9, b"\x05"),
+                            ("meta.json", None, {"vocab_size": 500})):
+        folder = tmp_path / name
+        shutil.copytree(corpus / "web", folder)
+        if at is None:
+            meta = json.loads((folder / name).read_text())
+            (folder / name).write_text(json.dumps({**meta, **value}))
+        else:
+            raw = (folder / name).read_bytes()
+            (folder / name).write_bytes(raw[:at] + value + raw[at + 1:])
+        with pytest.raises(ValueError, match="cut or changed"):
+            Windows(folder, 32)
+
+
+def test_a_corpus_that_is_made_again_stays_the_same_for_its_reader(tmp_path):
+    windows = Windows(small_corpus(tmp_path / "c"), 8)
+    documents = [("train", [2] * 50, None), ("val", [2] * 50, None)]
+    write_corpus(tmp_path / "c", documents, {"name": "ids", "sha256": "0"}, 10, {}, overwrite=True)
+    assert windows[[0]][0].unique().tolist() == [1]
+    assert Windows(tmp_path / "c", 8)[[0]][0].unique().tolist() == [2]
 
 
 @pytest.mark.parametrize("name, value", [
@@ -296,10 +321,23 @@ def test_held_out_documents_and_repeated_ones_are_not_trained_on(tmp_path):
     assert sorted(documents_of(tmp_path / "c")) == sorted(f"page {i}" for i in range(50) if i != 3)
 
 
-def test_what_a_file_is_its_content_tells(tmp_path):
-    rows = write_rows(tmp_path / "rows.json", [{"text": f"row {i}"} for i in range(100)])
-    run_script("data.py", "--text", rows, "--out", tmp_path / "rows")  # JSON lines by another name
-    assert "row 5" in documents_of(tmp_path / "rows") + documents_of(tmp_path / "rows", "val")
+@pytest.mark.parametrize("name", ["rows.json", "ROWS.JSONL", "rows.ndjson", "rows.jsonl-00000-of-2",
+                                  "rows", "rows.json.gz", "rows.txt", "rows.csv"])
+def test_json_lines_by_any_name_are_rows(tmp_path, name):
+    """Others than .jsonl were trained on as text, with braces."""
+    write_rows(tmp_path / name, [{"text": f"row {i}"} for i in range(100)])
+    texts = [document.text for document in data.read_documents(tmp_path / name, ["{text}"])]
+    assert texts == [f"row {i}" for i in range(100)]
+
+
+@pytest.mark.parametrize("text", ["{{Infobox}} of a wiki\nand more", "[1] a source\n[2] another",
+                                  "{\\rm x}\n", "3\n4\n", "[not] json\n", '"quoted"\nlines'])
+def test_a_text_in_brackets_is_a_text(tmp_path, text):
+    (tmp_path / "a.txt").write_text(text)
+    assert [document.text for document in data.read_documents(tmp_path / "a.txt", [])] == [text]
+
+
+def test_a_long_line_is_a_text(tmp_path):
     line = "one long line of words without an end, " * 2000  # 78,000 characters
     (tmp_path / "line.txt").write_text(line)
     run_script("data.py", "--text", tmp_path / "line.txt", "--val_share", "0.2",
@@ -317,18 +355,121 @@ def test_a_few_unfit_rows_are_counted_and_many_refused(tmp_path, capsys, sentenc
     assert "1 of 201 rows do not fit" in said
     assert "few.jsonl, line 201: it has no field 'text' but 'title'" in said
     assert len(documents_of(tmp_path / "c") + documents_of(tmp_path / "c", "val")) == 200
-    many = write_rows(tmp_path / "many.jsonl", rows[:50] + [{"title": "no text"}])
+    many = write_rows(tmp_path / "many.jsonl", rows[:50] + [{"title": "no text"}] * 11)
     sentence("data.py", ["--text", many, "--out", tmp_path / "d"], "line 51", "title", "--field")
+    flags = ["--text", few, "--out", tmp_path / "d", "--max_unfit", 0]
+    sentence("data.py", flags, "1 of 201", "--max_unfit")
     assert not (tmp_path / "d").exists()
+    run_script("data.py", "--text", many, "--out", tmp_path / "d", "--max_unfit", "0.3")
+
+
+@pytest.mark.parametrize("line, why", [
+    ('null', "no JSON object"),
+    ('5', "no JSON object"),
+    ('["text"]', "no JSON object"),
+    ('{"text": null}', "its 'text' is no text but null"),
+    ('{"text": 5}', "its 'text' is no text but 5"),
+    ('{"text": ["a"]}', "its 'text' is no text but"),
+    ('{"text": true}', "its 'text' is no text but true"),
+    ('{"text": "\\ud800"}', "half a surrogate pair"),
+    ('{"text": " "}', "it is empty"),
+    ('{"url": "a"}', "no field 'text' but 'url'; name what it has with --field"),
+    ('{"text": "a"', "line 2"),
+    ("[" * 5000, "line 2"),
+])
+def test_an_unfit_row_is_left_out_and_says_why(tmp_path, capsys, line, why):
+    """It does not stop the others, and no flag is blamed that is right."""
+    text = '{"text": "first"}\n' + line + '\n{"text": "last"}\n'
+    (tmp_path / "a.jsonl").write_text(text)
+    documents = data.read_documents(tmp_path / "a.jsonl", ["{text}"])
+    assert [document.text for document in documents] == ["first", "last"]
+    said = capsys.readouterr().out
+    assert "a.jsonl, line 2: " in said
+    assert why in said
+    assert ("--field" in said) == ("--field" in why)
+
+
+def test_a_template_that_no_row_fits_is_refused(tmp_path, sentence):
+    """In place of it the field `text` was taken, without a word."""
+    rows = [{"text": "a", "question": f"1+{i}", "answer": i} for i in range(30)]
+    flags = ["--text", write_rows(tmp_path / "a.jsonl", rows), "--out", tmp_path / "c"]
+    sentence("data.py", [*flags, "--template", "{qestion} {answer}"], "{qestion} {answer}", "spelt")
+    two = ["--template", "{question} {answer}", "{question}: {anwser}"]
+    sentence("data.py", [*flags, *two], "{question}: {anwser}", "spelt")
+    for bad in ("{", "no field", "{}", "{0}", "{text.upper}", "{text!r}", "{text:>9}", "{a[0]}"):
+        sentence("data.py", [*flags, "--template", bad], "is no template")
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 50])
+def test_the_held_out_share_is_one_of_the_amount(tmp_path, pieces):
+    """Whatever the lines are: of one line nothing or all was held out, of two 60 %."""
+    rng = random.Random(0)
+    texts = [" ".join(f"{rng.random()}" for _ in range(9000 // pieces)) for _ in range(pieces)]
+    write_rows(tmp_path / "a.jsonl", [{"text": text} for text in texts])
+    (tmp_path / "a.txt").write_text("\n".join(texts))
+    for name in ("a.jsonl", "a.txt"):
+        for share in (0.01, 0.4):
+            documents = data.text_documents(get_tokenizer(), [tmp_path / name], [], [], "text",
+                                            share, 0)
+            amount = {"train": 0, "val": 0}
+            for split, ids, _ in documents:
+                amount[split] += len(ids)
+            held_out = amount["val"] / sum(amount.values())
+            assert held_out == pytest.approx(share, rel=0.05)
+
+
+@pytest.fixture
+def panics(monkeypatch):
+    """tiktoken as it is on a long run of blanks."""
+    class PanicException(BaseException):
+        pass
+
+    def panic(self, text, encode=data.tiktoken.Encoding.encode_ordinary):
+        if re.search(r"\s{100001}", text) or "panic" in text:
+            raise PanicException("StackOverflow")
+        return encode(self, text)
+
+    monkeypatch.setattr(data.tiktoken.Encoding, "encode_ordinary", panic)
+
+
+@pytest.mark.parametrize("run", [99_999, 100_000, 100_001, 250_000])
+@pytest.mark.parametrize("end", ["b c", "", "\n  x"])
+def test_long_blanks_keep_the_ids_of_all_else(panics, run, end):
+    enc = get_tokenizer()
+    text = "a b " + " " * run + end
+    ids = enc.encode_ordinary(text)
+    assert enc.decode(ids) == text
+    shown = [i for i in ids if enc.decode([i]).strip()]
+    short = "a b" + " " * 9 + end
+    assert shown == [i for i in enc.encode_ordinary(short) if enc.decode([i]).strip()]
+
+
+def test_a_panic_names_file_and_row(panics, tmp_path, sentence):
+    texts = ["one " * 99, "a panic", "two " * 99]
+    rows = write_rows(tmp_path / "a.jsonl", [{"text": text} for text in texts])
+    flags = ["--text", rows, "--val_share", "0.3", "--out", tmp_path / "c"]
+    sentence("data.py", flags, "a.jsonl, line 2", "the tokenizer fails")
+    assert os.listdir(tmp_path) == ["a.jsonl"]
 
 
 BAD_FILES = {
     "empty.txt": b"",
     "blank.txt": b" \n\n",
     "latin.txt": "Größe".encode("latin-1"),
-    "bad.jsonl": b'{"text": "a"}\n{oops\n',
+    "bad.jsonl": b'{"text": "a"}\n' + b"{oops\n" * 11,
     "list.jsonl": b'["a"]\n',
     "list.json": b'[{"text": "a"}]\n',
+    "list.txt": b'[\n {"text": "a"},\n {"text": "b"}\n]\n',
+    "strings.txt": b'["a", "b"]\n',
+    "one_object.txt": b'{\n "data": [1, 2]\n}\n',
+    "cut_array.txt": b'[{"text": "a"}, {"te',
+    "cut_row.txt": b'{"text": "a"',
+    "table.csv": b"a,b\n1,2\n",
+    "table.CSV.gz": gzip.compress(b"a,b\n1,2\n"),
+    "wide.txt": "words".encode("utf-16"),
+    "zeros.txt": "words".encode("utf-16-le"),
+    "bomb.txt.gz": gzip.compress(bytes(2**28 + 10)),
+    "nulls.jsonl": b"null\n" * 5,
     "other.jsonl": b'{"body": "a"}\n',
     "surrogate.jsonl": b'{"text": "\\ud800"}\n',
     "nothing.jsonl": b'{"text": null}\n',
@@ -355,7 +496,7 @@ def test_bad_flags_get_a_sentence_and_write_nothing(tmp_path, sentence):
     to_out = ["--out", out]
     sentence("data.py", ["--text", text, *to_out], "too little text for val.bin", "--val_share")
     sentence("data.py", ["--text", tmp_path / "absent.txt", *to_out], "absent.txt")
-    sentence("data.py", ["--text", tmp_path, *to_out], "directory")
+    sentence("data.py", ["--text", tmp_path, *to_out], "is a folder")
     for tokenizer in ("no such name", text):
         flags = ["--text", text, "--tokenizer", tokenizer, *to_out]
         sentence("data.py", flags, tokenizer, "--tokenizer embedded")

@@ -472,6 +472,34 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         common.load_model(path)
 
 
+def test_a_flipped_bit_is_noticed(tmp_path):
+    """torch.load does not look at the checksums that torch.save has written."""
+    path = tmp_path / "ckpt.pt"
+    common.save_checkpoint(path, **content(tiny()))
+    before = common.load_checkpoint(path)["model"]
+    raw = path.read_bytes()
+    noticed = 0
+    for at in range(100, len(raw), len(raw) // 40):
+        path.write_bytes(raw[:at] + bytes([raw[at] ^ 16]) + raw[at + 1:])
+        try:
+            after = common.load_checkpoint(path)["model"]
+            for name in before:  # it was in the filling between the parts
+                assert torch.equal(before[name], after[name])
+        except ValueError:
+            noticed += 1
+    assert noticed > 30
+
+
+@pytest.mark.parametrize("changes", [{"block_size": 10**8}, {"n_layer": 10**9},
+                                     {"n_embd": 2**20, "n_head": 2**10}, {"vocab_size": 10**9},
+                                     {"n_hidden": 10**9}, {"n_embd": "wide"}, {"colour": 1}])
+def test_a_checkpoint_that_claims_another_size_takes_no_memory(tmp_path, changes):
+    ckpt = content(tiny())
+    common.save_checkpoint(tmp_path / "ckpt.pt", **{**ckpt, "config": ckpt["config"] | changes})
+    with pytest.raises(ValueError, match="do not fit their own configuration"):
+        common.load_model(tmp_path)
+
+
 def test_a_checkpoint_runs_no_code(tmp_path):
     class Trap:
         def __reduce__(self):

@@ -17,8 +17,10 @@ import torch.nn.functional as F
 from conftest import ROOT, SIZE, read_log, run_script
 
 import common
+import score
 from data import KINDS, Windows, get_tokenizer, write_corpus
 from model import GPT, GPTConfig
+from score import SCORES
 
 
 def same(a, b):
@@ -285,9 +287,75 @@ def test_a_folder_in_use_is_kept(run, corpus, tmp_path, sentence):
     assert (out / "ckpt.pt").read_bytes() == before
     run("slm", tmp_path / "slm", "--ref", out)
     assert len(list(out.rglob("*.npy"))) == 1
+    for name in ("notes.txt", "best.pt"):
+        (out / name).write_text("not of the run")
     _, again = run("ref", out, "--overwrite")
     assert measured(again) == measured(log)
-    assert list(out.rglob("*.npy")) == []  # what the weights said that are gone
+    assert list(out.rglob("*.npy*")) == []  # what the weights said that are gone
+    assert (out / "notes.txt").exists()
+    assert (out / "best.pt").exists()
+
+
+def test_overwrite_keeps_the_old_run_until_the_new_one_has_a_checkpoint(
+        run, tmp_path, monkeypatch):
+    """Killed before that it had deleted hours of work, and had nothing in its place."""
+    out = tmp_path / "run"
+    old, old_log = run("slm", out, "--seed", 5, "--snapshots", 2)
+    with monkeypatch.context() as m, pytest.raises(Killed):
+        kill_at(m, 6)
+        run("slm", out, "--overwrite", "--log_interval", 2, "--eval_interval", 8)
+    assert same(common.load_checkpoint(out), old)
+    assert (out / "step_000005.pt").exists()
+    _, log = run("slm", out, "--tokens", 3072, resume=True)
+    assert measured(log)[:-1] == measured(old_log)
+    run("slm", out, "--overwrite")
+    assert sorted(path.name for path in out.iterdir()) == ["ckpt.pt", "log.jsonl"]
+
+
+def test_a_run_that_has_but_a_snapshot_goes_on(run, cut):
+    whole, log = run("slm", cut, resume=True)
+    (cut / "ckpt.pt").unlink()
+    run("slm", cut, "--overwrite", *"--tokens 5120 --snapshots 2 --eval_interval 99".split())
+    (cut / "ckpt.pt").unlink()
+    (cut / "step_000020.pt").unlink()
+    resumed, log = run("slm", cut, resume=True)
+    assert same(whole, resumed)
+
+
+def test_an_evaluation_that_fails_costs_no_work(run, tmp_path, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("in the evaluation")
+
+    with monkeypatch.context() as m, pytest.raises(RuntimeError, match="in the evaluation"):
+        m.setattr(common, "held_out_loss", fail)
+        run("slm", tmp_path / "run", "--eval_interval", 4)
+    ckpt = common.load_checkpoint(tmp_path / "run")
+    assert ckpt["step"] == 4
+    resumed, log = run("slm", tmp_path / "run", resume=True)
+    assert [row["step"] for row in log] == [4, 8, 10]
+    assert same(run("slm", tmp_path / "whole", "--eval_interval", 4)[0], resumed)
+
+
+def test_a_closed_terminal_costs_no_work(corpus, tmp_path):
+    """As in `python train_ref.py | head -1`."""
+    flags = ["--data", corpus / "ref", "--target", corpus / "ref", "--out", tmp_path, *SIZE]
+    flags += ["--tokens", 20480, "--eval_interval", 20]
+    argv = [sys.executable, ROOT / "train_ref.py", *flags]
+    with subprocess.Popen(list(map(str, argv)), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read()
+    assert "Broken pipe" in said
+    assert "Traceback" not in said and "ignored" not in said
+    assert common.load_checkpoint(tmp_path)["step"] >= 20
+
+
+def test_a_checkpoint_with_flags_that_are_none_is_refused(cut, sentence):
+    ckpt = common.load_checkpoint(cut)
+    for changes in ({"args": {**ckpt["args"], "lr": "much"}}, {"step": "ten"}, {"log": 3}):
+        common.save_checkpoint(cut / "ckpt.pt", **{**ckpt, **changes})
+        sentence("train_slm.py", ["--resume", "--out", cut], cut)
 
 
 # ------------------------------------------------------------------------------ init, bad weights
@@ -333,6 +401,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(
     assert all(torch.isfinite(p).all() for p in ckpt["model"].values())
     assert [row["step"] for row in read_log(out)] == [10]
     assert "NaN" not in (out / "log.jsonl").read_text()
+
+
+def test_a_score_that_is_not_a_number_stops_the_run(run, tmp_path, monkeypatch):
+    """Those tokens would be selected, without a word."""
+    def line(t):
+        return torch.where(t.loss == t.loss.max(), math.nan, t.loss)
+
+    monkeypatch.setitem(SCORES, "own", line)
+    monkeypatch.setattr(score, "check_score", lambda *args: None)
+    with pytest.raises(ValueError, match="score of some tokens was not a number by step 10"):
+        run("slm", tmp_path / "run", "--score", "own")
+    assert not (tmp_path / "run" / "ckpt.pt").exists()
 
 
 # ------------------------------------------------------------------------------ processes
