@@ -1,11 +1,12 @@
 """files.py: what is made appears whole, by one command at a time, and nothing of others is lost."""
+import io
 import os
 import signal
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, command
+from conftest import ROOT, run_script
 
 import files
 
@@ -55,12 +56,12 @@ def test_a_lock_leaves_nothing_behind(tmp_path):
     assert os.listdir(tmp_path / "a") == ["run"]
 
 
-def test_two_trainings_into_one_folder(run, corpus, tmp_path, refused):
+def test_two_trainings_into_one_folder(corpus, tmp_path, sentence):
     """They mixed their logs, and the checkpoint was of one or the other."""
     first = holder(tmp_path / "run")
     where = ["--data", corpus / "ref", "--target", corpus / "ref", "--out", f"{tmp_path}/run/"]
-    refused("train_ref.py", where, "Another command is writing", "--out")
-    refused("data.py", ["--text", __file__, "--out", tmp_path / "run"], "Another command")
+    sentence("train_ref.py", where, "Another command is writing", "--out")
+    sentence("data.py", ["--text", __file__, "--out", tmp_path / "run"], "Another command")
     first.kill()
     first.wait()
     assert not (tmp_path / "run").exists()
@@ -167,14 +168,14 @@ def test_control_characters_are_shown():
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_a_narrow_terminal_gets_what_it_can_show(tmp_path, encoding):
-    text = tmp_path / "数\x1b[2J.txt"
+def test_a_narrow_terminal_gets_what_it_can_show(tmp_path, monkeypatch, encoding):
+    text = tmp_path / "a.txt"
     text.write_text("words and words\n" * 2000)
-    environment = {**os.environ, "PYTHONIOENCODING": encoding}
-    flags = ["--text", text, "--val_share", "0.5", "--out", tmp_path / "数"]
-    done = command("data.py", *flags, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert r"\u6570: " in done.stdout
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding=encoding))
+    run_script("data.py", "--text", text, "--out", tmp_path / "数")
+    sys.stdout.flush()
+    assert rb"\u6570: " in shown.getvalue()
 
 
 def test_a_name_is_shown_and_not_obeyed(tmp_path, sentence):
