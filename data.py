@@ -499,17 +499,10 @@ def text_documents(enc, inputs, val_inputs, templates, field, val_share, seed, m
     val_share of the text, counted in characters. ValueError if the files do not fit (see
     read_documents), or if a template is of no use.
     """
-    own = templates
-    templates = [*own, "{%s}" % field]
-    documents = {}  # text: Document
-    held_out = {}
-    for file in inputs:
-        for document in read_documents(file, templates, max_unfit):
-            documents.setdefault(document.text, document)
-    for file in val_inputs:
-        for document in read_documents(file, templates, max_unfit):
-            held_out.setdefault(document.text, document)
-    check_used(own, [*documents.values(), *held_out.values()])
+    or_field = [*templates, "{%s}" % field]
+    documents = read_files(inputs, or_field, max_unfit)
+    held_out = read_files(val_inputs, or_field, max_unfit)
+    check_used(templates, [*documents.values(), *held_out.values()])
     documents = [documents[text] for text in documents if text not in held_out]
     held_out = list(held_out.values())
     random.Random(seed).shuffle(documents)
@@ -521,6 +514,15 @@ def text_documents(enc, inputs, val_inputs, templates, field, val_share, seed, m
                 yield split, ids + [enc.eot_token], None
 
 
+def read_files(paths, templates, max_unfit):
+    """{text: Document} of some files."""
+    documents = {}
+    for path in paths:
+        for document in read_documents(path, templates, max_unfit):
+            documents.setdefault(document.text, document)
+    return documents
+
+
 def check_used(templates, documents):
     """ValueError if there are rows, and one of the templates is of none: it may be misspelt."""
     used = {document.template for document in documents}
@@ -530,9 +532,9 @@ def check_used(templates, documents):
                              "spelt wrong?")
 
 
-def hold_out(documents, share):
+def hold_out(documents, val_share):
     """(the documents to train on, those held out): that share of the characters, from the end."""
-    left = round(share * sum(len(document.text) for document in documents))
+    left = round(val_share * sum(len(document.text) for document in documents))
     held_out = []
     while left > 0:
         last = documents.pop()
