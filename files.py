@@ -26,14 +26,16 @@ def lock(path, wait=False):
     path and is gone when this process ends, also when it is killed.
     """
     path = Path(path).resolve()
+    if not path.name:
+        raise ValueError(f"{path} is no place to write to; give another --out.")
     if not path.name.isprintable():
         raise ValueError(f"The name {path.name!r} has control characters in it; give another.")
     made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.with_name(f".{path.name}.lock")
-    lock = filelock.FileLock(file)
+    handle = filelock.FileLock(file)
     try:
-        lock.acquire(timeout=-1 if wait else 0)
+        handle.acquire(timeout=-1 if wait else 0)
     except filelock.Timeout:
         raise ValueError(f"Another command is writing to {path}: let it end first, or give another "
                          "--out.") from None
@@ -42,7 +44,7 @@ def lock(path, wait=False):
     finally:
         with contextlib.suppress(OSError):  # Windows deletes no open file
             file.unlink()
-        lock.release()
+        handle.release()
         for folder in made:
             with contextlib.suppress(OSError):  # something is in it
                 folder.rmdir()
