@@ -650,7 +650,8 @@ def make_toy_corpora(args):
     ref = f"{args.out}/ref"
     web = f"{args.out}/web"
     for folder in (ref, web):
-        files.put_back(folder)
+        with files.lock(folder):
+            files.put_back(folder)  # if a command before this one was killed
     missing = [folder for folder in (ref, web) if not Path(folder).exists()]
     if not missing or args.overwrite:
         missing = [ref, web]

@@ -171,6 +171,8 @@ class Reference:
         with guard:
             if not self._is_whole(file):
                 model = common.load_model(self.path, self.device, self.bf16, self.windows)
+                if files.file_hash(self.path)[:12] != weights:
+                    raise ValueError(f"{self.path} is being trained: let it end first.")
                 write_per_token(file, name, model, self.windows, self.device, self.compiled,
                                 self.batch)
         return file
