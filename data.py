@@ -64,7 +64,8 @@ class Windows:
         self.has_kinds = (self.path / f"{split}.kind.bin").exists()
         if self.has_kinds:
             file = self.path / f"{split}.kind.bin"
-            self.kinds_of_ids = open_checked(file, np.dtype(np.uint8), tokens, len(KINDS))
+            self.kinds_of_ids = open_checked(file, np.dtype(np.uint8), tokens, len(KINDS),
+                                             self.meta[split].get("kinds_sha256"))
 
     def __len__(self):
         return self.n
@@ -189,6 +190,7 @@ def write_corpus(out, documents, tokenizer, vocab_size, made_by, problems=(), ov
     hashes = {"train": hashlib.sha256(), "val": hashlib.sha256()}
     counts = {"train": 0, "val": 0}
     kinds = {"train": Counter(), "val": Counter()}
+    hashes_of_kinds = {"train": hashlib.sha256(), "val": hashlib.sha256()}
     with files.new_folder(out, corpus_names(out), overwrite, inputs) as folder:
         for split, ids, kinds_of_ids in documents:
             raw = np.asarray(ids, dtype=dtype).tobytes()
@@ -197,15 +199,18 @@ def write_corpus(out, documents, tokenizer, vocab_size, made_by, problems=(), ov
             with open(folder / f"{split}.bin", "ab") as f:
                 f.write(raw)
             if kinds_of_ids is not None:
-                kinds[split].update(kinds_of_ids)
+                raw = bytes(kinds_of_ids)
+                kinds[split].update(raw)
+                hashes_of_kinds[split].update(raw)
                 with open(folder / f"{split}.kind.bin", "ab") as f:
-                    f.write(bytes(kinds_of_ids))
+                    f.write(raw)
         for split in ("train", "val"):
             if counts[split] == 0:
                 raise ValueError(f"There is too little text for {split}.bin: give more, or another "
                                  "--val_share.")
             meta[split] = {"tokens": counts[split], "sha256": hashes[split].hexdigest(),
-                           "kinds": {KINDS[kind]: n for kind, n in sorted(kinds[split].items())}}
+                           "kinds": {KINDS[kind]: n for kind, n in sorted(kinds[split].items())},
+                           "kinds_sha256": hashes_of_kinds[split].hexdigest()}
         if problems:
             lines = [json.dumps(problem) + "\n" for problem in problems]
             (folder / "problems.jsonl").write_text("".join(lines))
@@ -599,8 +604,12 @@ def template(text):
 
 def make_toy_if_missing(*paths):
     """Make the toy corpora if one of theirs is among the paths and is not there yet."""
+    toy = (Path("corpus/ref"), Path("corpus/web"))
     for path in map(Path, paths):
-        if path in (Path("corpus/ref"), Path("corpus/web")) and not path.exists():
+        if path not in toy:
+            read_meta(path)  # a name that is wrong is said before the work
+    for path in map(Path, paths):
+        if path in toy and not path.exists():
             with files.lock("corpus", wait=True):  # of several processes one makes them
                 if not path.exists():
                     make_toy_corpora(parse_args([]))

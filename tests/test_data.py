@@ -126,6 +126,7 @@ def test_a_folder_that_is_no_whole_corpus_is_refused(corpus, tmp_path):
 def test_a_corpus_that_was_changed_is_noticed(corpus, tmp_path):
     """At the same size too; ids beyond the vocabulary; a kind that there is not."""
     for name, at, value in (("train.bin", 300, b"\x01"), ("train.kind.bin", 9, b"\x05"),
+                            ("val.kind.bin", 9, b"\x01"),
                             ("meta.json", None, {"vocab_size": 500})):
         folder = tmp_path / name
         shutil.copytree(corpus / "web", folder)
@@ -136,7 +137,7 @@ def test_a_corpus_that_was_changed_is_noticed(corpus, tmp_path):
             raw = (folder / name).read_bytes()
             (folder / name).write_bytes(raw[:at] + value + raw[at + 1:])
         with pytest.raises(ValueError, match="cut or changed"):
-            Windows(folder, 32)
+            Windows(folder, 32, split=name.split(".")[0].replace("meta", "train"))
 
 
 def test_a_corpus_that_is_made_again_stays_the_same_for_its_reader(tmp_path):
@@ -264,7 +265,11 @@ def test_a_half_made_pair_is_completed_and_a_whole_one_kept(tmp_path, monkeypatc
     assert (tmp_path / "corpus" / "web" / "train.bin").exists()
     assert (tmp_path / "corpus" / "ref" / "train.bin").read_bytes() == before
     sentence("data.py", sizes, "already there", "--overwrite")
-    data.make_toy_if_missing("corpus/ref", "corpus/web", "corpus/other")  # nothing is
+    data.make_toy_if_missing("corpus/ref", "corpus/web")  # nothing is
+    (tmp_path / "corpus" / "web").rename(tmp_path / "corpus" / "away")
+    with pytest.raises(FileNotFoundError, match="corpus/other is no corpus folder"):
+        data.make_toy_if_missing("corpus/web", "corpus/other")
+    (tmp_path / "corpus" / "away").rename(tmp_path / "corpus" / "web")
     run_script("data.py", *sizes, "--seed", "1", "--overwrite")
     assert (tmp_path / "corpus" / "ref" / "train.bin").read_bytes() != before
 
