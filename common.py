@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 import files
 from model import GPT, GPTConfig
@@ -146,6 +147,8 @@ def say_what_is_wrong(kind, error, trace):
         is_mistake = False
         said = ("Another process of this run has ended, so this one cannot go on. --resume goes on "
                 "from the last checkpoint, if there is one.")
+    for bar in list(tqdm._instances):
+        bar.close()  # so that the sentence has a line of its own
     if is_mistake or os.environ.get("TRACEBACK"):
         traceback.print_exception(kind, error, trace)
     else:

@@ -61,9 +61,9 @@ class Windows:
                              f"of {block_size}: give data.py {more}, or a smaller --block_size.")
         below = self.meta["vocab_size"]
         self.ids = open_checked(self.path / f"{split}.bin", self.dtype, tokens, below, self.sha256)
-        self.has_kinds = (self.path / f"{split}.kind.bin").exists()
+        file = self.path / f"{split}.kind.bin"
+        self.has_kinds = file.exists() or bool(self.meta[split].get("kinds"))
         if self.has_kinds:
-            file = self.path / f"{split}.kind.bin"
             self.kinds_of_ids = open_checked(file, np.dtype(np.uint8), tokens, len(KINDS),
                                              self.meta[split].get("kinds_sha256"))
 
@@ -107,6 +107,8 @@ def open_checked(file, dtype, n, below, sha256=None):
     It stays open, so that a reader keeps what it has begun with if the corpus is made again. A file
     of over 4 GB is trusted for its size: to read it through would take too long.
     """
+    if not file.is_file():
+        raise ValueError(f"{file} is missing: make the corpus again, with --overwrite.")
     opened = open(file, "rb")  # noqa: SIM115
     size = os.fstat(opened.fileno()).st_size
     good = size == n * dtype.itemsize
@@ -154,13 +156,12 @@ def read_problems(path, n):
     for number, line in enumerate(read_text(file).splitlines()[:n], 1):
         try:
             row = json.loads(line)
-            good = isinstance(row["prompt"], str) and type(row["answer"]) in (str, int, float)
+            if not isinstance(row["prompt"], str) or type(row["answer"]) not in (str, int, float):
+                raise TypeError
+            problems.append({"prompt": row["prompt"], "answer": str(row["answer"])})
         except (ValueError, LookupError, TypeError, RecursionError):
-            good = False
-        if not good:
             raise ValueError(f"{file}, line {number}, is no JSON object with a prompt and an "
-                             "answer, which are texts.")
-        problems.append({"prompt": row["prompt"], "answer": str(row["answer"])})
+                             "answer, which are texts.") from None
     return problems
 
 

@@ -137,6 +137,7 @@ class Reference:
         self.bf16 = bf16
         self.compiled = compiled
         self.batch = batch  # windows in a forward pass
+        self.shape = (len(windows), windows.T)
         self.files = {}  # "loss" or "entropy": its file
 
     def loss(self, window_ids):
@@ -152,7 +153,7 @@ class Reference:
             self.files[name] = open(self._find_or_make(name), "rb")  # noqa: SIM115 (it stays open)
         # Mapped for this batch alone: a mapping that stays open holds every page it has read.
         values = np.memmap(self.files[name], np.float32, "r", offset=HEADER)
-        return torch.from_numpy(values.reshape(-1, self.windows.T)[window_ids])
+        return torch.from_numpy(values.reshape(self.shape)[window_ids])
 
     def _find_or_make(self, name):
         if not self.path.is_file():
@@ -181,9 +182,15 @@ class Reference:
         """The same answer in all processes: they make the file together, or none does."""
         whole = None
         if common.ranks()[0] == 0:
-            sha256 = Path(f"{file}.sha256")
-            whole = file.exists() and sha256.exists()
-            whole = whole and sha256.read_text() == files.file_hash(file)
+            try:
+                values = np.load(file, mmap_mode="r")
+                whole = values.dtype == np.float32 and values.shape == self.shape
+                whole = whole and values.flags.c_contiguous and values.offset == HEADER
+                whole = whole and all(np.isfinite(window).all() for window in values)
+                sha256 = Path(f"{file}.sha256").read_bytes()
+                whole = whole and sha256 == files.file_hash(file).encode()
+            except (OSError, ValueError, EOFError):
+                whole = False
         return common.gather(whole)[0]
 
 

@@ -1,4 +1,5 @@
 """score.py: the scores, the selection, the file of what a reference says, what the log says."""
+import hashlib
 import math
 import random
 import shutil
@@ -229,10 +230,19 @@ def test_a_file_that_was_changed_is_made_again(ref, corpus):
     before = loss_of(ref, windows, range(9))
     [file] = files_of(ref)
     whole = file.read_bytes()
+    sums = file.with_name(f"{file.name}.sha256")
     for bad in (whole[:-4], whole[:500] + b"\0\0\xc0\x7f" + whole[504:], b""):
         file.write_bytes(bad)
         assert torch.equal(loss_of(ref, windows, range(9)), before)
         assert file.read_bytes() == whole
+        file.write_bytes(bad)  # and with a sum that fits it
+        sums.write_text(hashlib.sha256(bad).hexdigest())
+        assert torch.equal(loss_of(ref, windows, range(9)), before)
+    sums.write_bytes(b"\xff" * 64)
+    assert torch.equal(loss_of(ref, windows, range(9)), before)
+    np.save(file, np.load(file).astype(np.float64))
+    sums.write_text(hashlib.sha256(file.read_bytes()).hexdigest())
+    assert torch.equal(loss_of(ref, windows, range(9)), before)
 
 
 def test_a_file_that_goes_away_stays_with_its_reader(ref, corpus):
