@@ -25,7 +25,6 @@ import files
 from model import GPT, GPTConfig
 
 replaced = set()  # files of the run before, which --overwrite replaces: see prepare_folder
-file_hash = files.file_hash
 
 
 # ------------------------------------------------------------------------------ flags, errors
@@ -54,6 +53,8 @@ def parse_args(parser):
     sys.excepthook = say_what_is_wrong
     files.replace_what_stdout_lacks()
     args = parser.parse_args()
+    if not args.out:
+        raise ValueError("--out is empty; name a folder.")
     out = Path(args.out)
     if os.environ.get("RANK", "0") == "0":  # under torchrun the first process writes
         files.hold(out)
@@ -63,8 +64,7 @@ def parse_args(parser):
         ckpt = load_checkpoint(out)
         check_resumable(ckpt, args)
         # The run's own flags; those given now win. The folder may have another name by now.
-        parser.set_defaults(**{**ckpt["args"], "out": args.out})
-        args = parser.parse_args()
+        args = parser.parse_args([*flags_of(ckpt, parser), *sys.argv[1:], "--out", args.out])
         check_flags(args)
         return args, ckpt
     if ckpt_path(out).is_file() and not args.overwrite:
@@ -72,7 +72,7 @@ def parse_args(parser):
                          "to begin anew, or another --out.")
     for name in ("ref", "init_from"):
         path = getattr(args, name, None)
-        if path and ckpt_path(path).resolve().parent == out.resolve():
+        if path and files.resolve(ckpt_path(path)).parent == files.resolve(out):
             raise ValueError(f"--{name} {path} lies in --out {out}, which the run would "
                              "replace; give another --out.")
     check_flags(args)
@@ -80,22 +80,37 @@ def parse_args(parser):
 
 
 def check_resumable(ckpt, args):
-    """ValueError if a checkpoint is not of a run of this script, or its flags are no flags."""
-    if not isinstance(ckpt.get("log"), str):
+    """ValueError if a checkpoint is not of a run of this script."""
+    if not isinstance(ckpt.get("log"), str) or not isinstance(ckpt.get("elapsed_s"), float):
         raise ValueError(f"The checkpoint in {args.out} is not of a training run; begin one with "
                          "it by --init_from.")
     if ("ref" in ckpt["args"]) != hasattr(args, "ref"):
         raise ValueError(f"The run in {args.out} is of the other training script; resume it with "
                          "that one.")
+
+
+def flags_of(ckpt, parser):
+    """The flags of a checkpoint's run as they are given, so that the parser checks them again."""
+    flags = []
+    known = set(vars(parser.parse_args([]))) - {"out", "resume", "overwrite"}
     for name, value in ckpt["args"].items():
-        given = getattr(args, name, value)
-        if type(value) is not type(given) and None not in (value, given):
-            raise ValueError(f"The checkpoint in {args.out} is damaged: its --{name} is {value!r}.")
+        default = parser.get_default(name)
+        if name not in known:
+            continue
+        if value is None and default is not None:
+            raise ValueError(f"The checkpoint is damaged: its --{name} is missing.")
+        if value is True:
+            flags.append(f"--{name}")
+        elif value is False and default is not False:
+            flags.append(f"--no-{name}")
+        elif value is not None and value is not False:  # 0 is a value
+            flags.append(f"--{name}={value}")
+    return flags
 
 
 def check_flags(args):
     """ValueError if a flag of both scripts is absurd."""
-    if not (min(args.lr, args.weight_decay) >= 0 and args.clip > 0):  # nor NaN
+    if not (0 <= args.lr < math.inf and 0 <= args.weight_decay < math.inf and args.clip > 0):
         raise ValueError("--lr and --weight_decay must be 0 or more, --clip above 0.")
     if not 0 <= args.seed < 2**63:
         raise ValueError("--seed must be 0 or more, and below 2^63.")
@@ -120,6 +135,8 @@ def check_run(args, ckpt, train, val_target, world):
     if steps < 1:
         raise ValueError(f"--tokens {args.tokens:,} are less than one step of --batch_tokens "
                          f"{args.batch_tokens:,}.")
+    if not 0 <= args.snapshots <= steps:
+        raise ValueError(f"--snapshots must be from 0 to the number of steps, {steps}.")
     if ckpt and ckpt["step"] >= steps:
         raise ValueError(f"The run in {args.out} is finished; give --overwrite to begin anew, or "
                          "another --out.")
@@ -139,7 +156,8 @@ def say_what_is_wrong(kind, error, trace):
     if issubclass(kind, KeyboardInterrupt):
         is_mistake = False
         said = "Interrupted. --resume goes on from the last checkpoint, if there is one."
-    elif issubclass(kind, MemoryError) or "out of memory" in said or "allocate memory" in said:
+    elif issubclass(kind, MemoryError) or re.search(
+            "out of memory|allocate memory|Storage size calculation overflowed", said):
         is_mistake = False
         said = ("Out of memory: give a smaller --micro_batch (it is also the pool of a selection), "
                 "--depth or --block_size.")
@@ -152,7 +170,8 @@ def say_what_is_wrong(kind, error, trace):
     if is_mistake or os.environ.get("TRACEBACK"):
         traceback.print_exception(kind, error, trace)
     else:
-        print(files.printable(f"{Path(sys.argv[0]).name}: {said}"), file=sys.stderr)
+        said = files.printable(f"{Path(sys.argv[0]).name}: {said}")
+        print(said.replace("\n", "\\n"), file=sys.stderr)
     if issubclass(kind, BrokenPipeError):  # of `| head`: Python must not try to write the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -240,12 +259,12 @@ def save_checkpoint(path, **content):
     try:
         with files.new_file(path) as part:
             torch.save(content, part)
+            while replaced and Path(path).name == "ckpt.pt":
+                replaced.pop().unlink(missing_ok=True)
     except (OSError, RuntimeError) as e:  # torch makes a RuntimeError of a failed write
         raise OSError(f"{path} could not be written ({e}); the checkpoint before it, if there was "
                       "one, is whole.") from None
     replaced.discard(Path(path))
-    while replaced and Path(path).name == "ckpt.pt":
-        replaced.pop().unlink(missing_ok=True)
 
 
 def load_checkpoint(path):
@@ -263,15 +282,17 @@ def load_checkpoint(path):
             f.seek(0)
             ckpt = torch.load(f, map_location="cpu", weights_only=True)
         missing = CHECKPOINT.keys() - ckpt.keys()
-        wrong = [name for name, kind in CHECKPOINT.items() if not isinstance(ckpt.get(name), kind)]
     except Exception as e:  # torch and its zip reader raise many kinds
         raise ValueError(f"{path} cannot be read: it is cut off, or no checkpoint of this project "
                          f"({type(e).__name__}).") from None
     if missing:
         raise ValueError(f"{path} is no checkpoint of this project: it lacks "
                          f"{', '.join(sorted(missing))}.")
-    if damaged or wrong:
-        raise ValueError(f"{path} is damaged (in {damaged or wrong[0]}).")
+    wrong = [name for name, kind in CHECKPOINT.items() if not isinstance(ckpt[name], kind)]
+    if damaged or wrong or ckpt["step"] < 0:
+        raise ValueError(f"{path} is damaged (in {damaged or (wrong or ['step'])[0]}).")
+    if not all(isinstance(ckpt["tokenizer"].get(name), str) for name in ("name", "sha256")):
+        raise ValueError(f"{path} is damaged (in tokenizer).")
     return ckpt
 
 
@@ -289,15 +310,15 @@ def load_model(path, device="cpu", bf16=False, windows=None, ckpt=None):
         ckpt = load_checkpoint(path)
     try:
         config = GPTConfig(**ckpt["config"])
-        check_sizes(config, ckpt["model"])
+        check_config(config, ckpt["model"])
         model = GPT(config, bf16)
         model.load_state_dict(ckpt["model"])
-    except (TypeError, ValueError, RuntimeError, AttributeError) as e:
+    except (TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as e:
         first_line = str(e).split("\n")[0]
         raise ValueError(f"The weights in {path} do not fit their own configuration, or this "
                          f"model.py ({first_line}).") from None
     if windows is not None:
-        if ckpt["tokenizer"].get("sha256") != windows.meta["tokenizer"]["sha256"]:
+        if ckpt["tokenizer"]["sha256"] != windows.meta["tokenizer"]["sha256"]:
             raise ValueError(f"{path} and {windows.path} have different tokenizers; make the "
                              "corpus again with the checkpoint's (python data.py --tokenizer).")
         block_size = model.config.block_size
@@ -307,8 +328,15 @@ def load_model(path, device="cpu", bf16=False, windows=None, ckpt=None):
     return model.to(device)
 
 
-def check_sizes(config, weights):
-    """ValueError if a configuration wants more memory than its weights account for."""
+def check_config(config, weights):
+    """ValueError if a configuration is none, or takes more memory than its weights account for."""
+    sizes = [config.vocab_size, config.block_size, config.n_layer, config.n_head, config.n_kv_head,
+             config.n_embd, config.n_hidden]
+    numbers = [config.rope_theta, config.norm_eps, *(config.rope_scaling or ())]
+    if {type(size) for size in sizes} != {int} or type(config.tie_embeddings) is not bool:
+        raise ValueError(f"it is {config}")
+    if not all(type(number) in (int, float) and 0 < number < 1e12 for number in numbers):
+        raise ValueError(f"it is {config}")
     if config.n_layer > len(weights) or config.block_size > 2**20:
         raise ValueError(f"{config.n_layer} layers, block size {config.block_size}")
     with torch.device("meta"):  # the shapes alone
@@ -316,13 +344,17 @@ def check_sizes(config, weights):
     for name, weight in expected.items():
         if name in weights and weights[name].shape != weight.shape:
             raise ValueError(f"{name} is {tuple(weights[name].shape)}")
+        if name in weights and not weights[name].is_floating_point():
+            raise ValueError(f"{name} is {weights[name].dtype}")
+        if name in weights and not weights[name].isfinite().all():
+            raise ValueError(f"{name} is not finite")
 
 
 # ------------------------------------------------------------------------------ evaluation
 @torch.no_grad()
 def held_out_loss(trunk, token_losses, windows, args, device):
     """Mean loss, nats a token, of args.eval_windows evenly spaced windows, always the same ones."""
-    places = np.linspace(0, len(windows) - 1, args.eval_windows)
+    places = np.linspace(0, len(windows) - 1, min(args.eval_windows, len(windows)))
     chosen = np.unique(places.astype(int))
     batches = math.ceil(len(chosen) / args.micro_batch)
     filled = np.resize(chosen, (batches, args.micro_batch))  # some twice: one shape to compile

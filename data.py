@@ -245,7 +245,9 @@ def get_tokenizer(name="embedded"):
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         return Tiktoken(name, pat_str=PATTERN, mergeable_ranks=ranks,
                         special_tokens={"<|endoftext|>": max(ranks.values()) + 1})
-    except Exception as e:  # an unknown name, no network and no cache, a file of something else
+    except BaseException as e:  # an unknown name, no network and no cache, a file of other things
+        if isinstance(e, (KeyboardInterrupt, SystemExit)):
+            raise
         raise ValueError(f"The tokenizer {name!r} is neither a file of ranks, nor a folder with "
                          "tokenizer.json, nor one that tiktoken can load here "
                          f"({type(e).__name__}): try --tokenizer embedded.") from None
@@ -296,8 +298,11 @@ class TokenizerFolder:
         self.tokenizer.no_truncation()  # a file may ask for it, and for padding
         self.tokenizer.no_padding()
         self.name = str(path)
-        self.n_vocab = max(self.tokenizer.get_vocab().values()) + 1  # ids can have gaps
+        if not self.encode_ordinary("text"):
+            raise ValueError(f"{file} makes no tokens of a text.")
         self.eot_token = end_of_text(path, self.tokenizer)
+        ids = [self.eot_token, *self.tokenizer.get_vocab().values()]
+        self.n_vocab = max(ids) + 1  # ids can have gaps
         # What the ids depend on: a folder that is exported and comes back is the same tokenizer.
         content = json.loads(content)
         parts = [self.eot_token]
@@ -325,18 +330,18 @@ def end_of_text(path, tokenizer):
         if (path / name).is_file():
             try:
                 settings |= json.loads((path / name).read_text(encoding="utf-8"))
-            except (ValueError, TypeError) as e:
+            except (ValueError, TypeError, RecursionError) as e:
                 raise ValueError(f"{path / name} is no JSON object ({e}).") from None
     eos = settings.get("eos_token")  # a string, an object, or null
     if isinstance(eos, dict):
         eos = eos.get("content")
     for name in ("<|endoftext|>", "<|end_of_text|>", eos):
-        if name is not None and tokenizer.token_to_id(name) is not None:
+        if isinstance(name, str) and tokenizer.token_to_id(name) is not None:
             return tokenizer.token_to_id(name)
     eos = settings.get("eos_token_id")  # a number, several, or null
-    if isinstance(eos, list):
+    if isinstance(eos, list) and eos:
         eos = eos[0]
-    if eos is None:
+    if type(eos) is not int or not 0 <= eos < 2**31:
         raise ValueError(f"{path} names no token for the end of a document: write its eos_token "
                          "into tokenizer_config.json.")
     return eos
@@ -494,7 +499,7 @@ def is_text(value, template):
     """Whether a template can take a value: a string, or a number where it stands among text."""
     if isinstance(value, str):
         return True
-    is_number = type(value) in (int, float) and math.isfinite(value)
+    is_number = type(value) in (int, float) and abs(value) < math.inf
     return is_number and not re.fullmatch(r"\s*\{[^{}]*\}\s*", template)
 
 
@@ -657,8 +662,8 @@ def make_text_corpus(args):
 
 def make_toy_corpora(args):
     """Make OUT/ref and OUT/web, or with one of them there already the other."""
-    ref = f"{args.out}/ref"
-    web = f"{args.out}/web"
+    ref = Path(args.out) / "ref"
+    web = Path(args.out) / "web"
     for folder in (ref, web):
         with files.lock(folder):
             files.put_back(folder)  # if a command before this one was killed
@@ -901,9 +906,12 @@ if __name__ == "__main__":
     files.replace_what_stdout_lacks()
     args = parse_args()
     try:
+        if not args.out:
+            raise ValueError("--out is empty; name a folder.")
         if args.text:
             make_text_corpus(args)
         else:
             make_toy_corpora(args)
     except (OSError, ValueError, KeyboardInterrupt) as e:
-        sys.exit(files.printable(f"{e or 'interrupted'} (Nothing half-made is left.)"))
+        said = files.printable(f"{str(e) or 'interrupted'} (Nothing half-made is left.)")
+        sys.exit(said.replace("\n", "\\n"))

@@ -17,6 +17,14 @@ held = contextlib.ExitStack()  # the locks that this process keeps until it ends
 atexit.register(held.close)
 
 
+def resolve(path):
+    """A path without links and dots. OSError if it is a link to itself."""
+    try:
+        return Path(path).resolve()
+    except RuntimeError:
+        raise OSError(f"{path} is a link that leads to itself.") from None
+
+
 # ------------------------------------------------------------------------------ one at a time
 @contextlib.contextmanager
 def lock(path, wait=False):
@@ -25,13 +33,15 @@ def lock(path, wait=False):
     ValueError if another one does now; with wait, wait for it. The lock is a hidden file beside the
     path and is gone when this process ends, also when it is killed.
     """
-    path = Path(path).resolve()
+    path = resolve(path)
     if not path.name:
         raise ValueError(f"{path} is no place to write to; give another --out.")
     if not path.name.isprintable():
         raise ValueError(f"The name {path.name!r} has control characters in it; give another.")
     made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise OSError(f"{path.parent} cannot be written to; give another --out.")
     file = path.with_name(f".{path.name}.lock")
     handle = filelock.FileLock(file)
     try:
@@ -62,7 +72,7 @@ def new_folder(out, names, overwrite=False, inputs=()):
 
     At each moment the old folder or the new one is whole. Errors and names: see check_place.
     """
-    out = Path(out).resolve()
+    out = resolve(out)
     new = out.with_name(f".{out.name}.new")
     old = out.with_name(f".{out.name}.old")
     with lock(out):
@@ -82,7 +92,7 @@ def new_folder(out, names, overwrite=False, inputs=()):
 
 def put_back(out):
     """End what new_folder began: put the old folder back, if the new one is not in its place."""
-    out = Path(out).resolve()
+    out = resolve(out)
     old = out.with_name(f".{out.name}.old")
     if old.exists() and not out.exists():
         old.rename(out)
@@ -95,9 +105,10 @@ def check_place(out, names, overwrite=False, inputs=()):
     names: patterns of what such a folder has in it; it is one if it has the first. Other files are
     somebody's own. inputs: the files and folders to read, which must not lie in it.
     """
-    out = Path(out).resolve()
+    out = resolve(out)
     for path in inputs:
-        if out in (Path(path).resolve(), *Path(path).resolve().parents):
+        place = resolve(path)
+        if out == place or out in place.parents:
             raise ValueError(f"{path} lies in {out}, which would be replaced; give another --out.")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return

@@ -166,10 +166,10 @@ class Reference:
         file = self.path.parent / "per_token" / f"{key}-{name}.npy"
         if self._is_whole(file):
             return file
-        guard = contextlib.nullcontext()
-        if common.ranks()[0] == 0:  # another run that wants the same file waits, and finds it made
-            guard = files.lock(file, wait=True)
-        with guard:
+        with contextlib.ExitStack() as at_the_end:
+            if common.ranks()[0] == 0:  # a run that wants the same file waits, and finds it made
+                at_the_end.enter_context(files.lock(file, wait=True))
+                at_the_end.callback(Path(f"{file}.part").unlink, missing_ok=True)
             if not self._is_whole(file):
                 model = common.load_model(self.path, self.device, self.bf16, self.windows)
                 if files.file_hash(self.path)[:12] != weights:

@@ -230,6 +230,14 @@ def test_a_line_that_was_half_written_is_cut_away(run, cut):
     assert [row["step"] for row in log] == [5, 10, 15, 20]
 
 
+def test_a_flag_that_is_0_stays_0_when_a_run_goes_on(run, tmp_path):
+    zeros = ["--lr", 0, "--weight_decay", 0, "--problems", 0]
+    run("ref", tmp_path / "run", *zeros)
+    ckpt, _ = run("ref", tmp_path / "run", "--tokens", 5120, resume=True)
+    assert [ckpt["args"][name] for name in ("lr", "weight_decay", "problems")] == [0, 0, 0]
+    assert ckpt["args"]["compile"] is None
+
+
 def test_flags_given_with_resume_win(run, cut, corpus, tmp_path):
     shutil.copytree(corpus / "web", tmp_path / "moved")
     flags = ["--log_interval", 2, "--data", tmp_path / "moved"]
@@ -353,9 +361,15 @@ def test_a_closed_terminal_costs_no_work(corpus, tmp_path):
 
 def test_a_checkpoint_with_flags_that_are_none_is_refused(cut, sentence):
     ckpt = common.load_checkpoint(cut)
-    for changes in ({"args": {**ckpt["args"], "lr": "much"}}, {"step": "ten"}, {"log": 3}):
+    for changes, word in (({"args": {**ckpt["args"], "lr": "much"}}, "--lr: invalid float"),
+                          ({"args": {**ckpt["args"], "seed": None}}, "--seed is missing"),
+                          ({"args": {**ckpt["args"], "batch_tokens": 0}}, "--batch_tokens: '0'"),
+                          ({"step": "ten"}, "damaged (in step)"), ({"step": -1}, "(in step)"),
+                          ({"tokenizer": {}}, "damaged (in tokenizer)"),
+                          ({"log": 3}, "not of a training run"),
+                          ({"elapsed_s": "x"}, "not of a training run")):
         common.save_checkpoint(cut / "ckpt.pt", **{**ckpt, **changes})
-        sentence("train_slm.py", ["--resume", "--out", cut], cut)
+        sentence("train_slm.py", ["--resume", "--out", cut], word)
 
 
 # ------------------------------------------------------------------------------ init, bad weights
@@ -503,6 +517,11 @@ def flags(run, corpus, tmp_path):
     ("--depth 0", ["--depth"]),
     ("--block_size 0", ["--block_size"]),
     ("--micro_batch 0", ["--micro_batch"]),
+    ("--weight_decay nan", ["--weight_decay"]),
+    ("--lr inf", ["--lr"]),
+    ("--snapshots -1", ["--snapshots"]),
+    ("--snapshots 999999999999", ["--snapshots"]),
+    ("--seed 9999999999999999999999", ["--seed"]),
     ("--micro_batch 3", ["multiple", "--micro_batch 3", "--batch_tokens 256"]),
     ("--batch_tokens 300", ["multiple", "--batch_tokens 300"]),
     ("--tokens 10", ["--tokens"]),
@@ -578,7 +597,7 @@ def test_corpora_that_do_not_fit_are_refused(run, flags, tmp_path, sentence):
 def test_a_batch_that_the_processes_cannot_share_is_refused(corpus):
     windows = Windows(corpus / "ref", 32)
     args = Namespace(data="d", target="t", out="o", tokens=2560, batch_tokens=256, micro_batch=8,
-                     block_size=32)
+                     block_size=32, snapshots=0)
     common.check_run(args, None, windows, windows, 1)
     with pytest.raises(ValueError, match="for each of 3 processes"):
         common.check_run(args, None, windows, windows, 3)

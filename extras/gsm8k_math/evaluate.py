@@ -5,14 +5,15 @@ r"""Greedy answers to the problems of a file, and the share that is right: GSM8K
         --few_shot 8 --examples gsm8k.train.jsonl --out out/gsm8k.jsonl
     python extras/gsm8k_math/evaluate.py --problems outputs.jsonl --grade output
 
-The last one marks texts that are there already, of any model, in the field "output". A line of
---problems (JSON lines, plain or .gz) has a problem and its right answer; see the README.
+The last one marks texts that are there already, of any model, in the field "output". --problems has
+a problem and its right answer in a row: JSON lines, plain or .gz, or parquet; see the README.
 """
 import argparse
 import collections
-import gzip
 import json
 import math
+import os
+import string
 import sys
 from pathlib import Path
 
@@ -20,58 +21,155 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from answers import NEXT, boxed, grade, math_verify, needs_math_verify  # noqa: E402 (root first)
+from answers import NEXT, boxed, grade, math_verify, needs_math_verify, same  # noqa: E402
 
-import common  # noqa: E402
-from data import count, fill_template, tokenizer_of  # noqa: E402
+import common  # noqa: E402 (the root is on the path first)
+import data  # noqa: E402
+import files  # noqa: E402
 
 TEMPLATES = (  # of a prompt; a row's is the first that it has all fields of
     "{prompt}",
+    "Question: {question}\n{choices}\nAnswer:",
     "Question: {body} {question}\nAnswer:",
     "Question: {question}\nAnswer:",
+    "Question: {problem}\n{choices}\nAnswer:",
     "Question: {problem}\nAnswer:",
 )
+LETTERS = string.ascii_uppercase  # of choices, in a prompt
+ANSWERS = ("answer", "answerkey", "target", "correct")  # the first that is there, or a solution
 
 
-# ------------------------------------------------------------------------------ problems
-def read_problems(path, templates, limit=None):
-    """The first `limit` problems of a file (None: all): a list of dicts.
+# ------------------------------------------------------------------------------ rows
+def read_rows(path):
+    """Yield (where, row) of JSON lines or parquet: where names the file and its line or row.
 
-    prompt: the row as the first of the templates that it has all fields of. solution: what an
-    example shows after it. answer: the right one. row: all that the line has. ValueError, with the
-    number of the line, if one does not fit.
+    row is what the line holds, or the ValueError that it raised. ValueError if it is no such file.
     """
-    open_file = gzip.open if str(path).endswith(".gz") else open
-    try:
-        with open_file(path, "rt", encoding="utf-8-sig") as file:
-            lines = file.read().split("\n")
-    except (OSError, EOFError, ValueError) as e:  # absent, cut, not UTF-8
-        raise ValueError(f"{path} cannot be read: {e}.") from None
-    problems = []
-    for number, line in enumerate(lines, 1):
-        if len(problems) == limit:
-            break
+    path = Path(path)
+    if path.suffix.lower() == ".parquet":
+        for number, row in enumerate(parquet_rows(path), 1):
+            yield f"{path}, row {number}", row
+        return
+    text = data.read_text(path)
+    if not data.has_rows(path, text):
+        raise ValueError(f"{path} has no JSON lines in it: give a file with a JSON object a line, "
+                         "or parquet.")
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            problems.append(read_problem(json.loads(line), templates))
+            row = json.loads(line)
         except (ValueError, RecursionError) as e:
-            raise ValueError(f"{path}, line {number}, is no problem: {e}.") from None
-    if not problems:
-        raise ValueError(f"{path} is empty; give a file with a problem a line.")
+            row = ValueError(f"it is no JSON ({e})")
+        yield f"{path}, line {number}", row
+
+
+def parquet_rows(path):
+    """Yield the rows of a parquet file as dictionaries. ValueError if it is none."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError(f"{path} needs the pyarrow package: pip install pyarrow") from None
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(1024):
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as e:
+        raise ValueError(f"{path} cannot be read as parquet ({e}).") from None
+
+
+# ------------------------------------------------------------------------------ problems
+def read_problems(path, args, limit=None):
+    """The first `limit` problems of a file (None: all): a list of dicts, see read_problem.
+
+    Rows that are unfit are left out, counted, and the first is named. ValueError if they are more
+    than the share args.max_unfit, or all.
+    """
+    problems = []
+    unfit = []
+    for where, row in read_rows(path):
+        if len(problems) == limit:
+            break
+        try:
+            problems.append({"where": where, **read_problem(row, args)})
+        except ValueError as e:
+            unfit.append(f"{where}: {e}")
+    rows = len(problems) + len(unfit)
+    if rows == 0:
+        raise ValueError(f"{path} is empty; give a file with a problem in each row.")
+    if unfit:
+        said = f"{len(unfit):,} of {rows:,} rows are unfit, the first is {unfit[0]}"
+        if not problems or len(unfit) > args.max_unfit * rows:
+            raise ValueError(f"{said}. (--max_unfit says how large a share is left out.)")
+        tell(f"{said}. They are left out.")
     return problems
 
 
-def read_problem(row, templates):
-    """A row as read_problems has it. ValueError if it has no prompt or no answer."""
-    prompt = fill_template(row, templates)
-    solution = str(row.get("solution", row.get("answer", "")))
-    answer = right_answer(str(row.get("answer", solution)))
-    if not answer:
-        raise ValueError("it has no answer; give it in a field answer, or boxed in a solution")
-    if "answer" not in row and answer == solution.strip():
-        raise ValueError(r"its solution has no answer in \boxed{} or after ####")
-    return {"prompt": prompt, "solution": solution.strip(), "answer": answer, "row": row}
+def read_problem(row, args):
+    """A row as a problem, or ValueError.
+
+    prompt: the row as the first of the templates that it has all fields of. left_out: its fields
+    that are not there. solution: what an example shows after it. answer: the right one. also: the
+    text of a right choice, or None. text: what is in its field args.grade.
+    """
+    if isinstance(row, ValueError):
+        raise row
+    if not isinstance(row, dict):
+        raise ValueError("it is no JSON object")
+    fields = {name.lower(): value for name, value in row.items()} | row
+    choices, labels = choices_of(fields)
+    if choices:
+        lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
+        fields["choices"] = "\n".join(lines)
+    templates = [t for t in args.templates if fields.keys() >= set(data.fields_of(t))]
+    if not templates:
+        raise ValueError(f"it has the fields {', '.join(row)}; say with --template how they become "
+                         "a prompt")
+    prompt, template = data.fill_template(fields, templates)
+    named = [args.answer] if args.answer else [name for name in ANSWERS if name in fields]
+    name = next(iter(named), "solution")
+    if choices:
+        place = right_place(text_of(fields, name).strip(), choices, labels)
+        answer = LETTERS[place]
+        also = choices[place]
+        solution = answer
+    else:
+        also = None
+        answer = right_answer(text_of(fields, name))
+        solution = text_of(fields, "solution" if "solution" in fields else name).strip()
+        if not answer:
+            raise ValueError(f"its {name!r} is empty, and so is no answer")
+        if name == "solution" and answer == solution:
+            raise ValueError(r"its solution has no answer in \boxed{} or after ####")
+    if math_verify is None and needs_math_verify(answer):
+        raise ValueError(f"to compare with its answer {answer} takes a package: pip install "
+                         "math-verify")
+    used = {*data.fields_of(template), name, "solution", args.grade}
+    if choices:
+        used |= {"choices", "options"}
+    return {
+        "prompt": prompt,
+        "left_out": [field for field in row if field not in used and field.lower() not in used],
+        "solution": solution,
+        "answer": answer,
+        "also": also,
+        "text": text_to_grade(row, args.grade) if args.grade else None,
+    }
+
+
+def text_of(fields, name):
+    """The field `name`, a text or a number, as text. ValueError if it is something else."""
+    if name not in fields:
+        raise ValueError(f"it has no answer in {name!r} but {', '.join(fields)}; name the field "
+                         "with --answer")
+    value = fields[name]
+    is_number = type(value) in (int, float) and abs(value) < math.inf
+    if not is_number and not isinstance(value, str):
+        raise ValueError(f"its {name!r} is no text but {str(value)[:40]}")
+    return str(value)
 
 
 def right_answer(text):
@@ -79,13 +177,59 @@ def right_answer(text):
     return boxed(text) or text.split("####")[-1].strip()
 
 
+def choices_of(fields):
+    """(the texts to choose from in a row or None, their labels): a list, or {"text", "label"}."""
+    choices = fields.get("choices", fields.get("options"))
+    labels = LETTERS
+    if isinstance(choices, dict):  # ARC's
+        labels = choices.get("label")
+        choices = choices.get("text")
+    if not isinstance(choices, list):
+        return None, None
+    if not 0 < len(choices) <= len(LETTERS) or not all(isinstance(c, str) for c in choices):
+        raise ValueError(f"its choices are not 1 to {len(LETTERS)} texts")
+    return choices, list(labels or LETTERS)[:len(choices)]
+
+
+def right_place(answer, choices, labels):
+    """The place of the right choice, which is given by its label, its text or its place."""
+    places = [str(place) for place in range(len(choices))]
+    for names in (labels, choices, places):
+        if answer in names:
+            return names.index(answer)
+    raise ValueError(f"its answer {answer[:40]!r} is none of its {len(choices)} choices")
+
+
+def text_to_grade(row, name):
+    """The text of a model that a row has: of several the first, "" for null."""
+    if name not in row:
+        raise ValueError(f"it has no field {name!r} to grade but {', '.join(row)}")
+    value = row[name]
+    if isinstance(value, list):
+        value = value[0] if value else ""
+    if value is None:
+        return ""
+    return text_of({name: value}, name)
+
+
+def mark(text, problem):
+    """(the answer in a model's text or None, whether it is right)."""
+    answer, right = grade(text, problem["answer"])
+    if not right and problem["also"] is not None:
+        right = same(answer, problem["also"])
+    return answer, right
+
+
 def few_shot_prompt(enc, problem, examples, room):
     """(token ids, the number of examples in it): examples that do not fit go, from the front."""
     shown = [f"{e['prompt']} {e['solution']}\n\n" for e in examples]
-    ids = enc.encode_ordinary("".join(shown) + problem["prompt"])
-    while shown and len(ids) > room:
-        shown.pop(0)
+    try:
         ids = enc.encode_ordinary("".join(shown) + problem["prompt"])
+        while shown and len(ids) > room:
+            shown.pop(0)
+            ids = enc.encode_ordinary("".join(shown) + problem["prompt"])
+    except ValueError as e:
+        raise ValueError(f"{problem['where']}: {e}") from None
     return ids, len(shown)
 
 
@@ -123,22 +267,24 @@ def read_answers(path, texts, run):
     path = Path(path)
     if not path.exists():
         return {}
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
-        path.write_text("".join(lines), encoding="utf-8")
+    raw = path.read_bytes()
+    whole = raw[:raw.rfind(b"\n") + 1]
     answers = {}
-    for line in lines:
+    for line in whole.split(b"\n")[:-1]:
         try:
             answer = json.loads(line)
             place = answer["problem"]
-            fits = answer["run"] == run and answer["prompt"] == texts[place] and "right" in answer
-        except (ValueError, KeyError, TypeError, IndexError):
+            fits = type(place) is int and place >= 0 and type(answer["right"]) is bool
+            fits = fits and answer["run"] == run and answer["prompt"] == texts[place]
+        except (ValueError, LookupError, TypeError, RecursionError):
             fits = False
         if not fits:
             raise ValueError(f"{path} holds something else than answers of this checkpoint to "
                              "these prompts: give another --out, or remove it.")
         answers[place] = answer
+    if raw and not whole and not raw.startswith(b'{"problem": '):
+        raise ValueError(f"{path} holds no answers: give another --out, or remove it.")
+    os.truncate(path, len(whole))
     return answers
 
 
@@ -152,11 +298,19 @@ def wilson(right, n, z=1.959964):
     return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
-def say(name, marks):
+def tell(text):
+    """Print a text, without what would move the cursor. A closed stdout stops no evaluation."""
+    try:
+        print(files.printable(text), flush=True)
+    except BrokenPipeError:  # of `| head -1`; what is printed from now on goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def tell_share(name, marks):
     """Print the share of right answers: marks is a list of True and False."""
     low, high = wilson(sum(marks), len(marks))
-    print(f"{name}: {sum(marks) / len(marks):.1%} of {len(marks):,} answers are right "
-          f"(95 % interval {low:.1%} to {high:.1%})")
+    tell(f"{name}: {sum(marks) / len(marks):.1%} of {len(marks):,} answers are right "
+         f"(95 % interval {low:.1%} to {high:.1%})")
 
 
 # ------------------------------------------------------------------------------ the command
@@ -164,71 +318,66 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     flag = parser.add_argument
-    flag("--problems", required=True, metavar="FILE", help="the problems, a JSON object a line")
+    flag("--problems", required=True, metavar="FILE", help="the problems: JSON lines or parquet")
     flag("--ckpt", default="out/slm", help="run folder or checkpoint (default out/slm)")
-    flag("--few_shot", type=count, default=0, metavar="N",
+    flag("--few_shot", type=data.count, default=0, metavar="N",
          help="examples before each problem (default 0)")
     flag("--examples", metavar="FILE", help="whose first rows are the examples")
-    flag("--template", help=r"how a row becomes a prompt: 'Question: {question}\nAnswer:'")
+    flag("--template", type=data.template, metavar="TEXT",
+         help=r"how a row becomes a prompt: 'Question: {question}\nAnswer:'")
+    flag("--answer", metavar="FIELD", help="with the right answer (default: answer, or solution)")
+    flag("--max_unfit", type=data.share_or_0, default=0.01, metavar="SHARE",
+         help="share of a file's rows that may be unfit, and are left out (default 0.01)")
     flag("--out", default="out/answers.jsonl", metavar="FILE",
          help="the answers; those that are there are kept (default out/answers.jsonl)")
     flag("--grade", metavar="FIELD",
          help="mark the texts in this field of --problems, without a model")
-    flag("--limit", type=count, metavar="N", help="the first N problems alone")
-    flag("--max_new_tokens", type=count, default=256,
+    flag("--limit", type=data.count, metavar="N", help="the first N problems alone")
+    flag("--max_new_tokens", type=data.count, default=256,
          help="tokens an answer may have (default 256)")
-    flag("--micro_batch", type=count, default=64,
+    flag("--micro_batch", type=data.count, default=64,
          help="problems answered at a time; fewer need less memory (default 64)")
     flag("--device", default="auto", help="cuda, mps or cpu; auto is the first that is there")
     flag("--dtype", choices=("auto", "float32", "bfloat16"), default="auto",
          help="auto is bfloat16 on CUDA, float32 elsewhere")
-    return parser.parse_args()
-
-
-def read_files(args):
-    """(problems, examples), as the flags say. ValueError if they do not do."""
-    templates = TEMPLATES
-    if args.template:
-        templates = [args.template.replace("\\n", "\n")]
-    problems = read_problems(args.problems, templates, args.limit)
-    for problem in problems:
-        if math_verify is None and needs_math_verify(problem["answer"]):
-            raise ValueError(f"Answers such as {problem['answer']} take a package to compare with: "
-                             "pip install math-verify")
-    examples = []
+    args = parser.parse_args()
+    args.templates = [args.template] if args.template else TEMPLATES
     if args.few_shot and not args.examples:
         raise ValueError(f"--few_shot {args.few_shot} needs --examples FILE, the rows to show.")
-    if args.few_shot:
-        # One more than is shown: a problem is not its own example.
-        examples = read_problems(args.examples, templates, args.few_shot + 1)
-        if len(examples) < args.few_shot:
-            raise ValueError(f"{args.examples} has {len(examples)} rows, too few for --few_shot "
-                             f"{args.few_shot}.")
-    return problems, examples
+    if not args.grade and Path(args.out).is_dir():
+        raise ValueError(f"--out {args.out} is a folder; name a file.")
+    return args
 
 
 def grade_texts(args, problems):
     """Mark the texts that the rows have already."""
-    marks = []
-    for number, problem in enumerate(problems, 1):
-        row = problem["row"]
-        if args.grade not in row:
-            raise ValueError(f"Problem {number} of {args.problems} has no field {args.grade!r}; it "
-                             f"has {', '.join(row)}.")
-        text = row[args.grade]
-        if isinstance(text, list):  # of several answers the first
-            text = (text or [""])[0]
-        marks.append(grade(str(text or ""), problem["answer"])[1])
-    say(f"{args.problems}, {args.grade}", marks)
+    marks = [mark(problem["text"], problem)[1] for problem in problems]
+    tell_share(f"{args.problems}, {args.grade}", marks)
+
+
+def read_examples(args):
+    """The rows to show before a problem, one more than it takes: none is shown before itself."""
+    if not args.few_shot:
+        return []
+    args = argparse.Namespace(**{**vars(args), "grade": None})
+    examples = read_problems(args.examples, args, args.few_shot + 1)
+    if len(examples) < args.few_shot:
+        raise ValueError(f"{args.examples} has {len(examples)} rows, too few for --few_shot "
+                         f"{args.few_shot}.")
+    return examples
 
 
 def answer_problems(args, problems, examples):
     """Answer the problems that --out has no answer to, and write each batch of answers there."""
     device = common.pick_device(args.device)
     bf16 = args.dtype == "bfloat16" or (args.dtype == "auto" and device.startswith("cuda"))
-    model = common.load_model(args.ckpt, device, bf16)
-    enc = tokenizer_of(common.load_checkpoint(args.ckpt)["tokenizer"], args.ckpt)
+    ckpt = common.load_checkpoint(args.ckpt)
+    enc = data.tokenizer_of(ckpt["tokenizer"], args.ckpt)
+    model = common.load_model(args.ckpt, device, bf16, ckpt=ckpt)
     block_size = model.config.block_size
+    if enc.n_vocab > model.config.vocab_size:
+        raise ValueError(f"{args.ckpt} has a vocabulary of {model.config.vocab_size:,}, and its "
+                         f"tokenizer {enc.n_vocab:,} tokens: they do not belong together.")
 
     prompts = []
     n_shortened = 0
@@ -239,29 +388,28 @@ def answer_problems(args, problems, examples):
         n_shortened += n_shown < len(others)
     texts = [enc.decode(ids) for ids in prompts]
 
-    weights = common.file_hash(common.ckpt_path(args.ckpt))[:12]
+    weights = files.file_hash(common.ckpt_path(args.ckpt))[:12]
     run = f"{weights} {'bf16' if bf16 else 'fp32'} {args.max_new_tokens}"
     answers = read_answers(args.out, texts, run)
     todo = [i for i in range(len(prompts)) if i not in answers]
 
-    say_what_is_asked(problems[0])
+    tell_what_is_asked(problems)
     if n_shortened:
-        print(f"{n_shortened:,} prompts have fewer examples than --few_shot, so that they and "
-              f"--max_new_tokens {args.max_new_tokens} fit in the model's {block_size} tokens.")
+        tell(f"{n_shortened:,} prompts have fewer examples than --few_shot, so that they and "
+             f"--max_new_tokens {args.max_new_tokens} fit in the model's {block_size} tokens.")
     without_room = sum(len(ids) >= block_size for ids in prompts)
     if without_room:
-        print(f"{without_room:,} prompts leave no room in the model's {block_size} tokens, and "
-              "count as wrong.")
+        tell(f"{without_room:,} prompts leave no room in the model's {block_size} tokens, and "
+             "count as wrong.")
     if answers:
-        print(f"{len(answers):,} answers are in {args.out} already.")
+        tell(f"{len(answers):,} answers are in {args.out} already.")
 
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     with open(args.out, "a", encoding="utf-8") as out, tqdm(total=len(todo), unit="problem") as bar:
         for places in batches_of_one_length(prompts, todo, args.micro_batch):
             batch = [prompts[i] for i in places]
             completions = complete(model, enc, batch, args.max_new_tokens)
             for i, completion in zip(places, completions, strict=True):
-                extracted, right = grade(completion, problems[i]["answer"])
+                extracted, right = mark(completion, problems[i])
                 answers[i] = {
                     "problem": i,
                     "prompt": texts[i],
@@ -272,31 +420,30 @@ def answer_problems(args, problems, examples):
                     "run": run,
                 }
                 out.write(json.dumps(answers[i]) + "\n")
-            out.flush()
+                out.flush()
             bar.update(len(places))
-    say(args.ckpt, [answer["right"] for answer in answers.values()])
-    print(f"The answers are in {args.out}.")
+    tell_share(args.ckpt, [answer["right"] for answer in answers.values()])
+    tell(f"The answers are in {args.out}.")
 
 
-def say_what_is_asked(problem):
-    """Print a prompt, and the fields of its row that are not in it: they may belong there."""
-    print(f"The first problem, as it is asked:\n{problem['prompt']}")
-    shown = (problem["prompt"], problem["solution"])
-    unused = []
-    for name, value in problem["row"].items():
-        if not any(str(value).strip() in text for text in shown):
-            unused.append(name)
-    if unused:
-        print(f"Not asked, of what its row has: {', '.join(unused)} (see --template).")
+def tell_what_is_asked(problems):
+    """Print a prompt, and the fields of the rows that are in none: they may belong there."""
+    tell(f"The first problem, as it is asked:\n{problems[0]['prompt']}")
+    left_out = dict.fromkeys(name for problem in problems for name in problem["left_out"])
+    if left_out:
+        tell(f"Warning: not asked, of what the rows have: {', '.join(left_out)} (see --template).")
 
 
 def main():
     sys.excepthook = common.say_what_is_wrong
+    files.replace_what_stdout_lacks()
     args = parse_args()
-    problems, examples = read_files(args)
+    problems = read_problems(args.problems, args, args.limit)
     if args.grade:
         grade_texts(args, problems)
-    else:
+        return
+    examples = read_examples(args)
+    with files.lock(args.out):  # no other command writes answers there
         answer_problems(args, problems, examples)
 
 

@@ -8,10 +8,7 @@
 FOLDER is on this machine. Only `corpus` downloads, where DATASET is a name on the hub.
 """
 import argparse
-import contextlib
 import json
-import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -26,25 +23,16 @@ import common  # noqa: E402
 import data  # noqa: E402
 import files  # noqa: E402
 
+# What the folders have in them that these commands make, see files.check_place.
+CHECKPOINT = ("ckpt.pt", "per_token")
+EXPORTED = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+            "tokenizer_config.json")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
+             "merges.txt", "added_tokens.json", "tokenizer.model", "chat_template.jinja")
 
-@contextlib.contextmanager
-def whole_folder(folder, holds, overwrite):
-    """A folder to write into, which becomes `folder` at the end, or goes if something fails.
 
-    ValueError if `folder` is there, unless with `overwrite` and it holds a file of that name.
-    """
-    folder = Path(folder)
-    if folder.exists() and not (overwrite and (folder / holds).is_file()):
-        raise ValueError(f"{folder} is already there: give another name, or --overwrite to replace "
-                         f"it if it holds a {holds}.")
-    part = Path(f"{folder}.{os.getpid()}.part")
-    try:
-        part.mkdir(parents=True)
-        yield part
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+def say(text):
+    print(files.printable(text))
 
 
 def write_json(path, content):
@@ -56,22 +44,25 @@ def import_model(args):
     """A pretrained model becomes a checkpoint, for --init_from and --ref."""
     config = llama_weights.read_config(args.folder, args.block_size)
     identity = identity_of(args.tokenizer or args.folder, config.vocab_size)
-    with whole_folder(args.out, "ckpt.pt", args.overwrite) as part:
+    if args.tokenizer:
+        refuse_plain_ids(identity, args.tokenizer)
+    inputs = [args.folder, args.tokenizer or args.folder]
+    with files.new_folder(args.out, CHECKPOINT, args.overwrite, inputs) as part:
         state = llama_weights.read_weights(args.folder, config, getattr(torch, args.dtype))
         common.save_checkpoint(part / "ckpt.pt", model=state, optimizer={}, step=0, args={},
                                config=vars(config), tokenizer=identity, corpus="")
     n_parameters = sum(t.numel() for t in state.values())
     if config.tie_embeddings:
         n_parameters -= state["head.weight"].numel()
-    print(f"{args.out}: {n_parameters / 1e6:.1f}M parameters in {args.dtype}, "
-          f"block size {config.block_size}, vocabulary {config.vocab_size:,}")
+    say(f"{args.out}: {n_parameters / 1e6:.1f}M parameters in {args.dtype}, "
+        f"block size {config.block_size}, vocabulary {config.vocab_size:,}")
     if identity["name"] == "ids":
-        print("Without a tokenizer.json it is a model of plain token ids, for corpora of "
-              f"make_corpus.py --ids with --vocab_size {config.vocab_size}. If transformers reads "
-              "its tokenizer, hf.py tokenizer makes a tokenizer.json, for --tokenizer here.")
+        say("Without a tokenizer.json it is a model of plain token ids, for corpora of "
+            f"make_corpus.py --ids with --vocab_size {config.vocab_size}. If transformers reads "
+            "its tokenizer, hf.py tokenizer makes a tokenizer.json, for --tokenizer here.")
     else:
-        print(f"Its corpora need data.py --tokenizer {identity['name']}, its runs --init_from "
-              f"{args.out} --block_size {config.block_size}.")
+        say(f"Its corpora need data.py --tokenizer {identity['name']}, its runs --init_from "
+            f"{args.out} --block_size {config.block_size}.")
 
 
 def identity_of(folder, vocab_size):
@@ -85,33 +76,45 @@ def identity_of(folder, vocab_size):
     return data.tokenizer_id(enc)
 
 
+def refuse_plain_ids(identity, folder):
+    if identity["name"] == "ids":
+        raise ValueError(f"{folder} has no tokenizer.json; hf.py tokenizer makes one.")
+
+
 def export_model(args):
     """A checkpoint becomes a folder that transformers, lm-evaluation-harness and vLLM read."""
     ckpt = common.load_checkpoint(args.ckpt)
-    enc = tokenizer_to_export(ckpt, args)
+    model = common.load_model(args.ckpt, ckpt=ckpt)
+    llama_weights.refuse_what_is_no_llama(model, args.ckpt)
+    enc = tokenizer_to_export(ckpt, model.config.vocab_size, args)
     eos = enc.eot_token if enc else None
-    with whole_folder(args.folder, "config.json", args.overwrite) as part:
-        model = common.load_model(args.ckpt)
+    inputs = [args.ckpt, args.tokenizer or args.ckpt]
+    with files.new_folder(args.folder, EXPORTED, args.overwrite, inputs) as part:
         config = llama_weights.their_config(model.config, args.dtype, eos)
         write_json(part / "config.json", config)
         write_json(part / "generation_config.json", {"eos_token_id": eos})
         llama_weights.write_weights(part, model, getattr(torch, args.dtype))
         if enc:
             write_tokenizer(part, enc, model.config.block_size)
-    print(f"{args.folder}: {', '.join(sorted(p.name for p in Path(args.folder).iterdir()))}")
+    say(f"{args.folder}: {', '.join(sorted(p.name for p in Path(args.folder).iterdir()))}")
     if enc is None:
-        print("There is no tokenizer.json, as the model was trained on plain token ids: with "
-              "--tokenizer FOLDER, that of the one which made them is added.")
+        say("There is no tokenizer.json, as the model was trained on plain token ids: with "
+            "--tokenizer FOLDER, that of the one which made them is added.")
 
 
-def tokenizer_to_export(ckpt, args):
+def tokenizer_to_export(ckpt, vocab_size, args):
     """The tokenizer of a checkpoint, or that of --tokenizer if it fits; None for plain ids."""
-    plain_ids = ckpt["tokenizer"]["name"] == "ids"
+    plain_ids = ckpt["tokenizer"].get("name") == "ids"
+    if args.tokenizer is None and plain_ids:
+        return None
     if args.tokenizer is None:
-        return None if plain_ids else data.tokenizer_of(ckpt["tokenizer"], args.ckpt)
-    identity = identity_of(args.tokenizer, ckpt["config"]["vocab_size"])
-    if identity["name"] == "ids":
-        raise ValueError(f"{args.tokenizer} has no tokenizer.json; hf.py tokenizer makes one.")
+        enc = data.tokenizer_of(ckpt["tokenizer"], args.ckpt)
+        if enc.n_vocab > vocab_size:
+            raise ValueError(f"{args.ckpt} has a smaller vocabulary than its tokenizer: they do "
+                             "not belong together.")
+        return enc
+    identity = identity_of(args.tokenizer, vocab_size)
+    refuse_plain_ids(identity, args.tokenizer)
     if not plain_ids and identity["sha256"] != ckpt["tokenizer"]["sha256"]:
         raise ValueError(f"{args.ckpt} was made with another tokenizer than {args.tokenizer} has.")
     return data.get_tokenizer(args.tokenizer)
@@ -148,33 +151,35 @@ def convert_tokenizer(args):
         import transformers
     except ImportError:
         raise ValueError("This needs a package: pip install transformers") from None
-    with whole_folder(args.out, "tokenizer.json", args.overwrite) as part:
+    with files.new_folder(args.out, TOKENIZER, args.overwrite, [args.folder]) as part:
         try:
             folder = Path(args.folder).resolve(strict=True)  # a name of the hub would be downloaded
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True,
                                                                    trust_remote_code=False)
             tokenizer.save_pretrained(part)
-        except Exception as e:  # many kinds, by the tokenizer
+        except BaseException as e:  # many kinds, by the tokenizer; some are no Exception
+            if isinstance(e, KeyboardInterrupt):
+                raise
             raise ValueError(f"transformers cannot read the tokenizer in {args.folder} "
                              f"({hub_corpus.in_short(e)}). For a SentencePiece model: pip install "
                              "sentencepiece protobuf") from None
         if not (part / "tokenizer.json").is_file():
             raise ValueError(f"transformers makes no tokenizer.json of that in {args.folder}: make "
                              "arrays of ids with its own library, for make_corpus.py --ids.")
-    enc = data.get_tokenizer(args.out)
-    print(f"{args.out}: {enc.n_vocab:,} tokens, of which {enc.eot_token} ends a document")
+        enc = data.get_tokenizer(part)
+    say(f"{args.out}: {enc.n_vocab:,} tokens, of which {enc.eot_token} ends a document")
 
 
 def make_corpus(args):
     """A dataset becomes a corpus."""
-    files.check_place(args.out, data.corpus_names(args.out), args.overwrite)
+    inputs = [name for name in (args.dataset, args.tokenizer) if Path(name).exists()]
+    files.check_place(args.out, data.corpus_names(args.out), args.overwrite, inputs)
     enc = data.get_tokenizer(args.tokenizer)
-    templates = [*args.template, "{%s}" % args.field]
     rows = hub_corpus.open_dataset(args.dataset, args.config, args.split)
-    documents = hub_corpus.documents(rows, enc, templates, args.val_share, args.max_tokens)
+    documents = hub_corpus.documents(rows, enc, args)
     made_by = {name: value for name, value in vars(args).items() if name != "run"}
     meta = data.write_corpus(args.out, documents, data.tokenizer_id(enc), enc.n_vocab, made_by,
-                             overwrite=args.overwrite)
+                             overwrite=args.overwrite, inputs=inputs)
     data.report(args.out, meta)
 
 
@@ -211,7 +216,10 @@ def parse_args(argv=None):
     flag("--config", help="the dataset's configuration, if it has several")
     flag("--split", default="train", help="its split (default train)")
     flag("--field", default="text", help="the field of a row that is its text (default text)")
-    flag("--template", nargs="+", default=[], help="how a row becomes text, as in data.py")
+    flag("--template", nargs="+", type=data.template, default=[],
+         help="how a row becomes text, as in data.py")
+    flag("--max_unfit", type=data.share_or_0, default=0.01,
+         help="share of the rows that may be unfit, and are left out (default 0.01)")
     flag("--tokenizer", default="embedded", help="as in data.py (default embedded)")
     flag("--max_tokens", type=data.count, help="training tokens to take at most (K, M, B allowed)")
     flag("--val_share", type=data.share, default=0.01,
@@ -229,7 +237,8 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    files.replace_what_stdout_lacks()
     try:
         main()
-    except (ValueError, OSError) as e:
-        sys.exit(f"hf.py: {e}")
+    except (ValueError, OSError, KeyboardInterrupt) as e:
+        sys.exit(files.printable(f"hf.py: {str(e) or 'interrupted'}"))

@@ -5,6 +5,7 @@ import itertools
 from tqdm import tqdm
 
 import data
+import files
 
 
 def open_dataset(name, config, split):
@@ -30,37 +31,55 @@ def in_short(error):
     return f"{type(error).__name__}: {lines[0]}"
 
 
-def texts(rows, templates):
-    """Yield the rows as texts, of equal ones the first alone, without those that fit no template.
-
-    ValueError if these are more than 1 %, or many from the start; OSError if the stream breaks off.
-    """
-    seen = set()
-    unfit = 0
+def numbered(rows, name):
+    """Yield (number, row) from 1. OSError if the stream breaks off."""
     rows = iter(rows)
     for number in itertools.count(1):
         try:
             row = next(rows)
         except StopIteration:
-            break
+            return
         except Exception as e:  # many kinds: the network went, a file is broken
-            raise OSError(f"datasets stopped at row {number:,} ({in_short(e)}).") from None
+            raise OSError(f"datasets stopped at row {number:,} of {name} ({in_short(e)}).") \
+                from None
+        yield number, row
+
+
+def row_documents(rows, args):
+    """Yield the rows as data.Documents, of equal ones the first, without those that do not fit.
+
+    A row that fits none of args.template is its args.field. ValueError if those that fit neither
+    are more than the share args.max_unfit, or many from the start, or if a template has no row
+    among the first thousand; OSError if the stream breaks off.
+    """
+    templates = [*args.template, "{%s}" % args.field]
+    used = {}  # {template: a Document}
+    seen = set()
+    unfit = 0
+    for number, row in numbered(rows, args.dataset):
+        where = f"{args.dataset}, row {number:,}"
         try:
-            text, _ = data.fill_template(row, templates)
+            text, template = data.fill_template(row, templates)
         except ValueError as e:
+            if unfit == 0:
+                first = f"the first is {where}: {e}"
             unfit += 1
-            said = f"{unfit:,} of {number:,} rows do not fit, the last: {e}"
-            if unfit > 10 + 0.01 * number:
-                raise ValueError(f"{said}.") from None
+            if unfit > 10 + args.max_unfit * number:
+                break
             continue
+        used.setdefault(template, data.Document("", where, template))
+        if number == 1000:
+            data.check_used(args.template, used.values())
         key = digest(text)
         if key not in seen:
             seen.add(key)
-            yield text
-    if unfit > 0.01 * number:
-        raise ValueError(f"{said}.")
+            yield data.Document(text, where, template)
+    said = f"{unfit:,} of {number:,} rows do not fit"
+    if unfit and (not used or unfit > args.max_unfit * number):
+        raise ValueError(f"{said}, {first}. (--max_unfit says how many are left out.)")
+    data.check_used(args.template, used.values())
     if unfit:
-        tqdm.write(f"{said}; they are left out.")
+        tqdm.write(files.printable(f"{said}, {first}. They are left out."))
 
 
 def digest(text):
@@ -68,21 +87,21 @@ def digest(text):
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def documents(rows, enc, templates, val_share, max_tokens):
-    """Documents for data.write_corpus, until the training text has max_tokens (None: all).
+def documents(rows, enc, args):
+    """Documents for data.write_corpus, until the training text has args.max_tokens (None: all).
 
     A document is held out by its hash, so that what one corpus holds out no other trains on.
     """
-    stream = texts(rows, templates)
+    stream = row_documents(rows, args)
     tokens = 0
-    with tqdm(desc="tokenizing", total=max_tokens, unit=" tokens", unit_scale=True) as bar:
+    with tqdm(desc="tokenizing", total=args.max_tokens, unit=" tokens", unit_scale=True) as bar:
         while batch := list(itertools.islice(stream, 1000)):
-            for text, ids in zip(batch, enc.encode_ordinary_batch(batch), strict=True):
+            for document, ids in zip(batch, data.encode(enc, batch), strict=True):
                 ids.append(enc.eot_token)
-                if digest(text) < val_share * 2**64:
+                if digest(document.text) < args.val_share * 2**64:
                     yield "val", ids, None
                     continue
-                if max_tokens and tokens + len(ids) > max_tokens:
+                if args.max_tokens and tokens + len(ids) > args.max_tokens:
                     return
                 tokens += len(ids)
                 bar.update(len(ids))

@@ -10,7 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import common  # noqa: E402 (the project's root first)
-from data import count, read_meta, share, tokenizer_of  # noqa: E402
+import data  # noqa: E402
 from score import SCORES, Tokens  # noqa: E402
 
 RUN_FLAGS = {"ref": "out/ref", "score": "excess", "ratio": 0.2, "data": "corpus/web"}
@@ -23,10 +23,10 @@ def add_flags(parser):
          help="the student: run folder or checkpoint (default out/slm)")
     flag("--ref", help="the reference: run folder or checkpoint (default: the run's)")
     flag("--score", choices=SCORES, help="what a token is worth (default: the run's)")
-    flag("--ratio", type=share, help="share of the tokens selected (default: the run's)")
+    flag("--ratio", type=data.share, help="share of the tokens selected (default: the run's)")
     flag("--data", help="corpus folder whose held-out pages are shown (default: the run's)")
     flag("--page", type=int, default=0, metavar="K", help="the first page, counted from 0")
-    flag("--pages", type=count, default=1, metavar="N", help="how many pages (default 1)")
+    flag("--pages", type=data.count, default=1, metavar="N", help="how many pages (default 1)")
     flag("--text", metavar="FILE", help="show this text instead of the corpus")
     flag("--seed", type=int, default=0, help="of a score that is drawn (default 0)")
     flag("--device", default="auto", help="cuda, mps or cpu; auto is the first that is there")
@@ -40,47 +40,80 @@ def open_pages(args):
     Flags of RUN_FLAGS that were left out are filled in from the student's run. ValueError or
     OSError if something is not there, or if tokenizers differ.
     """
-    device = common.pick_device(args.device)
-    bf16 = args.dtype == "bfloat16" or (args.dtype == "auto" and device.startswith("cuda"))
-    ckpt = common.load_checkpoint(args.ckpt)
-    enc = tokenizer_of(ckpt["tokenizer"], args.ckpt)
+    student, enc, ckpt = open_model(args.ckpt, args)
     tokenizers = {}  # of all that must have the student's
     named_ref = args.ref is not None
-    for name, default in RUN_FLAGS.items():
-        if getattr(args, name) is None:
-            setattr(args, name, ckpt["args"].get(name, default))
-    if args.score not in SCORES:
-        raise ValueError(f"{args.ckpt} was trained with the score {args.score!r}, which is not in "
-                         "SCORES: give another with --score.")
+    fill_in(args, ckpt["args"])
 
-    student = common.load_model(args.ckpt, device, bf16, ckpt=ckpt)
     ref = None
     if named_ref or common.ckpt_path(args.ref).is_file():
         ref_ckpt = common.load_checkpoint(args.ref)
-        ref = common.load_model(args.ref, device, bf16, ckpt=ref_ckpt)
+        ref = common.load_model(args.ref, *where_to_run(args), ckpt=ref_ckpt)
         tokenizers[args.ref] = ref_ckpt["tokenizer"]
     if args.text is None:
-        tokenizers[args.data] = read_meta(args.data)["tokenizer"]
+        tokenizers[args.data] = data.read_meta(args.data)["tokenizer"]
     for where, tokenizer in tokenizers.items():
-        if tokenizer["sha256"] != ckpt["tokenizer"]["sha256"]:
+        if tokenizer.get("sha256") != ckpt["tokenizer"]["sha256"]:
             raise ValueError(f"{where} and {args.ckpt} have different tokenizers.")
     if args.text is None:
-        texts = read_pages(args.data, args.page, args.pages, enc.eot_token)
+        texts = read_pages(args.data, args.page, args.pages, enc)
     else:
-        text = Path(args.text).read_text(encoding="utf-8")
-        texts = [Text(Path(args.text).name, enc.encode_ordinary(text))]
+        texts = [Text(Path(args.text).name, enc.encode_ordinary(data.read_text(args.text)))]
     return student, ref, enc, texts
 
 
-def read_pages(path, first, n, end_of_text):
+def open_model(path, args):
+    """(model, its tokenizer, its checkpoint), with the device and dtype of args.
+
+    ValueError if they do not belong together, or if a weight is not finite.
+    """
+    ckpt = common.load_checkpoint(path)
+    enc = data.tokenizer_of(ckpt["tokenizer"], path)
+    model = common.load_model(path, *where_to_run(args), ckpt=ckpt)
+    if enc.n_vocab > model.config.vocab_size:
+        raise ValueError(f"{path} has a vocabulary of {model.config.vocab_size:,}, and its "
+                         f"tokenizer {enc.n_vocab:,} tokens: they do not belong together.")
+    if not all(weight.isfinite().all() for weight in model.parameters()):
+        raise ValueError(f"{path} has weights that are not finite: its training has diverged.")
+    return model, enc, ckpt
+
+
+def where_to_run(args):
+    """(device, whether in bfloat16), as the flags --device and --dtype say."""
+    device = common.pick_device(args.device)
+    return device, args.dtype == "bfloat16" or (args.dtype == "auto" and device.startswith("cuda"))
+
+
+def fill_in(args, of_run):
+    """Fill in the flags of RUN_FLAGS that were left out with the run's. ValueError if absurd."""
+    for name, default in RUN_FLAGS.items():
+        if getattr(args, name) is not None:
+            continue
+        value = of_run.get(name, default)
+        if type(value) is not type(default) and not (name == "ratio" and value == 1):
+            raise ValueError(f"{args.ckpt} is damaged: its --{name} is {value!r}; give --{name}.")
+        setattr(args, name, value)
+    if args.score not in SCORES:
+        raise ValueError(f"{args.ckpt} was trained with the score {args.score!r}, which is not in "
+                         "SCORES: give another with --score.")
+    if not 0 < args.ratio <= 1:
+        raise ValueError(f"{args.ckpt} is damaged: its --ratio is {args.ratio}; give --ratio.")
+    if not 0 <= args.seed < 2**63:
+        raise ValueError("--seed must be 0 or more, and below 2^63.")
+
+
+def read_pages(path, first, n, enc):
     """n held-out documents of a corpus, as Texts. ValueError if it has not so many."""
     path = Path(path)
-    meta = read_meta(path)
-    ids = np.fromfile(path / "val.bin", dtype=meta["dtype"])
+    meta = data.read_meta(path)
+    of_val = meta["val"]
+    below = min(meta["vocab_size"], enc.n_vocab)
+    ids = read_numbers(path / "val.bin", np.dtype(meta["dtype"]), of_val, below)
     kinds = None
     if (path / "val.kind.bin").exists():
-        kinds = np.fromfile(path / "val.kind.bin", dtype=np.uint8)
-    ends = np.flatnonzero(ids == end_of_text)
+        kinds = read_numbers(path / "val.kind.bin", np.dtype("uint8"),
+                             {"tokens": of_val["tokens"], "sha256": None}, len(data.KINDS))
+    ends = np.flatnonzero(ids == enc.eot_token)
     begins = np.append(0, ends + 1)
     if begins[-1] < len(ids):  # the last document may have no end
         ends = np.append(ends, len(ids))
@@ -94,6 +127,14 @@ def read_pages(path, first, n, end_of_text):
             kind = kinds[at].tolist()
         texts.append(Text(f"{path}, held-out page {page}", ids[at].tolist(), kind))
     return texts
+
+
+def read_numbers(file, dtype, of_split, below):
+    """The numbers of a corpus's file; of_split is what meta.json says of it. See data.open_checked.
+    """
+    with data.open_checked(file, dtype, of_split["tokens"], below, of_split["sha256"]) as f:
+        f.seek(0)
+        return np.fromfile(f, dtype)
 
 
 def token_texts(enc, ids):

@@ -11,6 +11,9 @@ import json
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import files  # noqa: E402 (the project's root first)
+
 PANELS = {
     "val_target": "held-out loss on the target, nats",
     "val_train": "held-out loss on the training corpus, nats",
@@ -28,18 +31,27 @@ def read_log(run):
         path = path / "log.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"There is no log at {path}: name the folders of runs.")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path} is no training log ({e}).") from None
     rows = []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    for number, line in enumerate(lines, 1):
-        if not line.endswith("\n"):  # it is being written
-            break
+    for number, line in enumerate(lines[:-1], 1):  # what has no end is being written
         try:
             row = json.loads(line)
-            row["tokens"] + 0
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path}, line {number}, is no line of a training log.") from None
+            good = is_number(row["tokens"])
+            good = good and all(row.get(name) is None or is_number(row[name]) for name in PANELS)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            good = False
+        if not good:
+            raise ValueError(f"{path}, line {number}, is no line of a training log.")
         rows.append(row)
     return rows
+
+
+def is_number(value):
+    """Whether a value of a log can be drawn: a number that is not absurd, or NaN for a gap."""
+    return type(value) in (int, float) and (value != value or abs(value) < 1e100)
 
 
 def curve(rows, name):
@@ -52,8 +64,15 @@ def short_names(runs):
     """The last part of each path, or all of it where two would be the same."""
     names = [Path(run).resolve().name for run in runs]
     if len(set(names)) < len(names):
-        return [str(run) for run in runs]
+        names = [str(run) for run in runs]
     return names
+
+
+def in_figure(name):
+    """A name as matplotlib is to show it: "$" begins no formula, and a "_" in front hides nothing.
+    """
+    name = files.printable(name).replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
 
 
 def plot(logs, plt):
@@ -71,7 +90,7 @@ def plot(logs, plt):
         ax.set_title(PANELS[name], fontsize=10)
         for i, (run, rows) in enumerate(logs.items()):
             ax.plot(*curve(rows, name), color=f"C{i % 10}", linestyle=LINES[i // 10 % 4],
-                    marker=".", markersize=4, linewidth=1.2, label=run)
+                    marker=".", markersize=4, linewidth=1.2, label=in_figure(run))
         ax.set_xlabel("tokens")
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
         ax.grid(alpha=0.3)
@@ -93,6 +112,7 @@ def main():
                         help="the figure: a .png, or what else matplotlib writes")
     parser.add_argument("--show", action="store_true", help="open a window too")
     args = parser.parse_args()
+    files.replace_what_stdout_lacks()
     try:
         import matplotlib
         if not args.show:
@@ -100,15 +120,21 @@ def main():
         import matplotlib.pyplot as plt
     except ImportError:
         sys.exit("The figure takes matplotlib: pip install matplotlib")
+    kind = Path(args.out).suffix[1:].lower()
+    kinds = plt.gcf().canvas.get_supported_filetypes()
+    if kind not in kinds:
+        sys.exit(files.printable(f"plot.py: --out {args.out} must end in one of: "
+                                 f"{', '.join(sorted(kinds))}."))
     try:
         logs = {name: read_log(run)
                 for name, run in zip(short_names(args.runs), args.runs, strict=True)}
         figure = plot(logs, plt)
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(args.out, dpi=130)
+        with files.new_file(args.out) as part:
+            figure.savefig(part, dpi=130, format=kind)
     except (OSError, ValueError) as e:
-        sys.exit(f"plot.py: {e}")
-    print(args.out)
+        sys.exit(files.printable(f"plot.py: {e}"))
+    print(files.printable(args.out))
     if args.show:
         plt.show()
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from pages import add_flags, open_pages, token_texts  # first: it finds the core
 
 import common
+import files
 from data import KINDS
 
 # Of each column that is in nats: its name on the page, and the ends and ticks of its colours.
@@ -37,7 +38,16 @@ def parse_args():
     if args.ratio is not None and round(100 * args.ratio) / 100 != args.ratio:
         raise ValueError(f"--ratio must be in whole percent, the steps of the page's slider, and "
                          f"not {args.ratio}.")
+    if Path(args.out).exists() and not is_page(args.out):
+        raise ValueError(f"{args.out} is there and is no page of show.py; give another --out.")
     return args
+
+
+def is_page(path):
+    """Whether show.py has made a file."""
+    begin = Path(__file__).with_name("page.html").read_bytes()[:80]
+    with open(path, "rb") as f:
+        return f.read(80) == begin
 
 
 def page_data(text, columns, enc):
@@ -82,6 +92,7 @@ def describe(args, columns):
 
 def main():
     sys.excepthook = common.say_what_is_wrong
+    files.replace_what_stdout_lacks()
     args = parse_args()
     student, ref, enc, texts = open_pages(args)
     pages = []
@@ -107,8 +118,9 @@ def main():
     # No "</script>" in a text can end the data.
     html = template.replace("THE_DATA", json.dumps(data).replace("<", "\\u003c"))
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.out).write_text(html, encoding="utf-8")
-    print(f"{args.out}: {sum(len(text.ids) for text in texts):,} tokens")
+    with files.new_file(args.out) as part:
+        part.write_text(html, encoding="utf-8")
+    print(files.printable(f"{args.out}: {sum(len(text.ids) for text in texts):,} tokens"))
 
 
 if __name__ == "__main__":

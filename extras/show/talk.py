@@ -6,14 +6,14 @@
 A question that stands alone gets an "Answer:", as the questions of the toy world have.
 """
 import argparse
-import math
 import sys
 
 import torch
-from terminal import printable  # first: it finds the core
+from pages import open_model  # first: it finds the core
 
 import common
-from data import count, tokenizer_of
+import files
+from data import count
 
 
 def parse_args():
@@ -30,8 +30,10 @@ def parse_args():
     flag("--dtype", choices=("auto", "float32", "bfloat16"), default="auto",
          help="auto is bfloat16 on CUDA, float32 elsewhere")
     args = parser.parse_args()
-    if not 0 <= args.temperature < math.inf:
-        raise ValueError(f"--temperature must be 0 or more, not {args.temperature}.")
+    if args.temperature != 0 and not 1e-3 <= args.temperature <= 1e3:
+        raise ValueError(f"--temperature must be 0, or from 0.001 to 1000, not {args.temperature}.")
+    if not 0 <= args.seed < 2**63:
+        raise ValueError("--seed must be 0 or more, and below 2^63.")
     return args
 
 
@@ -52,25 +54,27 @@ def continue_text(model, enc, text, max_new_tokens, temperature):
 
 def main():
     sys.excepthook = common.say_what_is_wrong
+    files.replace_what_stdout_lacks()
     args = parse_args()
-    device = common.pick_device(args.device)
-    bf16 = args.dtype == "bfloat16" or (args.dtype == "auto" and device.startswith("cuda"))
-    model = common.load_model(args.ckpt, device, bf16)
-    enc = tokenizer_of(common.load_checkpoint(args.ckpt)["tokenizer"], args.ckpt)
+    model, enc, _ = open_model(args.ckpt, args)
     torch.manual_seed(args.seed)
     if args.prompt is not None:
-        print(printable(continue_text(model, enc, args.prompt, args.max_new_tokens,
-                                      args.temperature)))
+        text = continue_text(model, enc, args.prompt, args.max_new_tokens, args.temperature)
+        print(files.printable(text))
         return
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no text
     while True:
         try:
             text = input("> ")
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
+            print()
             return
         try:
-            print(printable(continue_text(model, enc, text, args.max_new_tokens, args.temperature)))
+            text = continue_text(model, enc, text, args.max_new_tokens, args.temperature)
         except ValueError as e:
-            print(e)
+            text = str(e)
+        print(files.printable(text))
 
 
 if __name__ == "__main__":

@@ -14,27 +14,12 @@ import sys
 from pages import add_flags, open_pages, token_texts  # first: it finds the core
 
 import common
+import files
 from score import select_topk
 
 GREY = (40, 40, 40)
 BLUE = (40, 100, 200)
 ORANGE = (230, 120, 20)
-
-
-def printable(text):
-    """The text as it can be printed here: control characters are spelt out, not sent.
-
-    A page may hold escape sequences, which would move the cursor or colour what follows. What the
-    encoding of stdout does not have becomes a question mark.
-    """
-    shown = []
-    for c in text:
-        if c.isprintable() or c == "\n":
-            shown.append(c)
-        else:
-            shown.append(c.encode("unicode_escape").decode())
-    encoding = sys.stdout.encoding or "utf-8"
-    return "".join(shown).encode(encoding, errors="replace").decode(encoding)
 
 
 def paint(text, strength, selected=False):
@@ -68,10 +53,10 @@ def print_text(text, score, args, enc):
     selected = set(select_topk(score, args.ratio).tolist())
     colours, legend = strengths(score, args.score)
     pieces = token_texts(enc, text.ids)[0]
-    painted = [paint(printable(pieces[0]), 0)]  # the first token has no score
+    painted = [paint(files.printable(pieces[0]), 0)]  # the first token has no score
     for i, piece in enumerate(pieces[1:]):
-        painted.append(paint(printable(piece), colours[i], i in selected))
-    print(printable(text.title) + "\n")
+        painted.append(paint(files.printable(piece), colours[i], i in selected))
+    print(files.printable(text.title) + "\n")
     print("".join(painted))
     print("\n" + " ".join(paint(f" {value:.3g} ", strength) for value, strength in legend)
           + f"  {args.score}; {paint('underlined', 0, selected=True)}: the {len(selected)} of "
@@ -80,6 +65,7 @@ def print_text(text, score, args, enc):
 
 def main():
     sys.excepthook = common.say_what_is_wrong
+    files.replace_what_stdout_lacks()
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser)

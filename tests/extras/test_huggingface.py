@@ -1,5 +1,6 @@
 """The Hugging Face layout, in and out: the same ids, the same logits, and what is refused."""
 import json
+import math
 import random
 import shutil
 import sys
@@ -19,7 +20,7 @@ from tiktoken_to_json import tokenizer_json  # noqa: E402
 import common  # noqa: E402
 import data  # noqa: E402
 from data import get_tokenizer, tokenizer_id, tokenizer_of  # noqa: E402
-from model import GPT, GPTConfig  # noqa: E402
+from model import GPT, Block, GPTConfig  # noqa: E402
 
 
 def need(name):
@@ -466,7 +467,15 @@ REFUSED = [
     ({"num_attention_heads": 7}, "n_embd 64"), ({"num_attention_heads": 0}, "garbled"),
     ({"model_type": "mistral", "sliding_window": 100}, "--block_size 100 or less"),
     ({"max_position_embeddings": 100}, "100 positions"), ({"vocab_size": "many"}, "garbled"),
-    ({"num_hidden_layers": 0}, "n_layer"),
+    ({"num_hidden_layers": 0}, "n_layer"), ({"hidden_size": 64.0}, "garbled"),
+    ({"vocab_size": 10**12}, "vocab_size is 1,000,000,000,000"), ({"vocab_size": True}, "garbled"),
+    ({"num_hidden_layers": 10**8}, "num_hidden_layers is 100,000,000"),
+    ({"hidden_size": 2**40, "num_attention_heads": 2**10}, "hidden_size is"),
+    ({"intermediate_size": -1}, "intermediate_size is -1"), ({"model_type": []}, "garbled"),
+    ({"rms_norm_eps": math.nan}, "rms_norm_eps is nan"), ({"rms_norm_eps": "x"}, "convert"),
+    ({"rope_parameters": {"rope_theta": -5}}, "rope_theta is -5"),
+    ({"rope_parameters": {**LLAMA3_ROPE, "factor": 0}}, "factor is 0"),
+    ({"rope_parameters": [1]}, ""), ({"model_type": "mistral", "sliding_window": "x"}, "garbled"),
 ]
 
 
@@ -476,6 +485,63 @@ def test_a_model_of_another_kind_is_refused_in_a_sentence(changes, words, tmp_pa
     with pytest.raises(ValueError, match=f"m cannot be imported: .*({words})"):
         run("import", tmp_path / "m", tmp_path / "new" / "base", "--block_size", 128)
     assert not (tmp_path / "new").exists()
+
+
+def test_an_index_that_leads_elsewhere_is_refused(tmp_path):
+    need("safetensors")
+    good = {llama_weights.their_name(name): t for name, t in random_gpt().state_dict().items()}
+    write_model(tmp_path / "model-1", good)
+    (tmp_path / "model-1" / "model.safetensors").rename(tmp_path / "secret.safetensors")
+    write_model(tmp_path / "m")
+    file = tmp_path / "m" / "model.safetensors.index.json"
+    for name in ("../secret.safetensors", str(tmp_path / "secret.safetensors"), "config.json", 5,
+                 None, [], "\x1b[2J.safetensors", ".."):
+        file.write_text(json.dumps({"weight_map": dict.fromkeys(good, name)}))
+        with pytest.raises(ValueError, match="no safetensors file beside it"):
+            run("import", tmp_path / "m", tmp_path / "out")
+    for index in ([], {}, {"weight_map": []}, {"weight_map": {}}):
+        file.write_text(json.dumps(index))
+        with pytest.raises(ValueError, match="index.json has no weight_map"):
+            run("import", tmp_path / "m", tmp_path / "out")
+    good["model.norm.weight"] = torch.full((64,), math.nan)
+    write_model(tmp_path / "nan", good)
+    with pytest.raises(ValueError, match="model.norm.weight has numbers that are not finite"):
+        run("import", tmp_path / "nan", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_llama_is_not_exported(tmp_path, monkeypatch):
+    need("safetensors")
+    save(tmp_path / "ckpt.pt", random_gpt(vocab_size=600), {"name": "ids", "sha256": "600 ids"})
+
+    def gelu(self, x, cos, sin, cache=None):
+        x = x + self.attn(self.norm1(x), cos, sin, cache)
+        h = self.norm2(x)
+        return x + self.down(torch.nn.functional.gelu(self.gate(h)) * self.up(h))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Block, "forward", gelu)
+        with pytest.raises(ValueError, match="ckpt.pt cannot be exported: .* is no Llama"):
+            run("export", tmp_path / "ckpt.pt", tmp_path / "out")
+    ckpt = common.load_checkpoint(tmp_path / "ckpt.pt")
+    ckpt["config"]["gru"] = True
+    common.save_checkpoint(tmp_path / "gru.pt", **ckpt)
+    with pytest.raises(ValueError, match="or this model.py"):
+        run("export", tmp_path / "gru.pt", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    run("export", tmp_path / "ckpt.pt", tmp_path / "out")
+
+
+def test_a_folder_keeps_what_the_command_did_not_make(tmp_path):
+    need("safetensors")
+    save(tmp_path / "ckpt.pt", random_gpt(vocab_size=600), {"name": "ids", "sha256": "600 ids"})
+    run("export", tmp_path / "ckpt.pt", f"{tmp_path}/out/")
+    (tmp_path / "out" / "README.md").write_text("mine")
+    with pytest.raises(ValueError, match="README.md was not made by this command"):
+        run("export", tmp_path / "ckpt.pt", tmp_path / "out", "--overwrite")
+    with pytest.raises(ValueError, match="lies in"):
+        run("import", tmp_path / "out", tmp_path / "out", "--overwrite")
+    assert (tmp_path / "out" / "model.safetensors").exists()
 
 
 def test_broken_files_are_said_in_a_sentence_and_leave_nothing(tmp_path, monkeypatch):
@@ -515,7 +581,7 @@ def test_broken_files_are_said_in_a_sentence_and_leave_nothing(tmp_path, monkeyp
         run("import", tmp_path / "good", out)
     with pytest.raises(ValueError, match="cannot be imported"):
         run("import", tmp_path / "cut", out, "--overwrite")
-    with pytest.raises(ValueError, match="if it holds a ckpt.pt"):
+    with pytest.raises(ValueError, match="was not made by this command"):
         run("import", tmp_path / "good", tmp_path / "shape", "--overwrite")
 
     def full(*_, **__):
@@ -636,8 +702,9 @@ def test_training_starts_from_an_imported_model(dtype, tmp_path, monkeypatch):
     for name, t in model.state_dict().items():
         assert torch.equal(base["model"][name], t.to(getattr(torch, dtype)))
 
-    Path("a.txt").write_text("\n".join(DOCUMENTS[:3]), encoding="utf-8")
-    Path("b.txt").write_text(DOCUMENTS[4], encoding="utf-8")
+    text = "\n".join(DOCUMENTS[:3]).replace("\0", "")
+    Path("a.txt").write_text(text, encoding="utf-8")
+    Path("b.txt").write_text(DOCUMENTS[4].replace("\0", ""), encoding="utf-8")
     text = ["--text", "a.txt", "--val", "b.txt"]
     run_script("data.py", "--tokenizer", "m", *text, "--out", "corpus/mine")
     meta = data.read_meta("corpus/mine")
@@ -673,8 +740,10 @@ def test_a_dataset_becomes_a_corpus(tmp_path):
     assert 10 < len(texts["all", "val"]) < 60
     assert 480 < data.read_meta(tmp_path / "c")["train"]["tokens"] <= 500
     assert texts["c", "train"] == texts["all", "train"][:len(texts["c", "train"])]
-    with pytest.raises(ValueError, match="--field or --template"):
+    with pytest.raises(ValueError, match="set, row 1: .*--field or --template"):
         run("corpus", tmp_path / "set", "--field", "no", "--out", tmp_path / "d")
+    with pytest.raises(ValueError, match="spelt wrong"):
+        run("corpus", tmp_path / "set", *flags, "--template", "{bdy}", "--out", tmp_path / "d")
     with pytest.raises(ValueError, match="datasets cannot read .*absent"):
         run("corpus", tmp_path / "absent", "--out", tmp_path / "d")
     assert not list(tmp_path.glob("d*"))

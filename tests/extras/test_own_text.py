@@ -159,9 +159,76 @@ def test_rows_by_template_and_rows_that_do_not_fit(tmp_path, capsys):
     make(tmp_path / "c", *flags, "--template", r"Question: {question}\nAnswer: {answer}")
     made = documents(tmp_path / "c") + documents(tmp_path / "c", "val")
     assert sorted(made) == sorted(f"Question: q{i}\nAnswer: {i}" for i in range(300) if i != 7)
-    assert "1 of 300 rows do not fit, the first in row 8" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="but 'question', 'answer'; name what it has"):
+    said = capsys.readouterr().out
+    assert f"1 of 300 rows do not fit, the first is {tmp_path}/a.jsonl, line 8: " in said
+    with pytest.raises(ValueError, match="'question', 'answer'; name what it has with --field"):
         make(tmp_path / "d", *flags)
+    with pytest.raises(ValueError, match="spelt wrong"):
+        make(tmp_path / "d", *flags, "--field", "question", "--template", "{qestion}")
+    for row in ({"question": None}, {"question": 1}, {"question": ["a"]}, {"question": "\ud800"}):
+        lines[9] = json.dumps(row)
+        (tmp_path / "b.jsonl").write_text("\n".join(lines))
+        make(tmp_path / "d", "--text", tmp_path / "b.jsonl", "--field", "question", "--overwrite",
+             "--max_unfit", "0.1")
+        assert f"2 of 300 rows do not fit, the first is {tmp_path}/b.jsonl, line 8" in \
+            capsys.readouterr().out
+    with pytest.raises(ValueError, match="3 of 3 rows do not fit"):
+        write_rows(tmp_path / "b.jsonl", [None] * 3)
+        make(tmp_path / "e", "--text", tmp_path / "b.jsonl", "--max_unfit", "1")
+
+
+def test_the_content_says_what_a_file_is_and_not_its_name(tmp_path):
+    rows = [{"text": f"page {i}\nand more"} for i in range(9)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "in").mkdir()
+    for name in ("a.json", "b.JSONL", "c.ndjson", "d.jsonl-00000-of-00002"):
+        (tmp_path / "in" / name).write_text("\n" + lines.replace("page", name))
+    with gzip.open(tmp_path / "in" / "e.json.gz", "wt") as f:
+        f.write(lines)
+    make(tmp_path / "c", "--text", tmp_path / "in", "--val_share", "0.2")
+    made = documents(tmp_path / "c") + documents(tmp_path / "c", "val")
+    assert len(made) == 45 and not any("{" in text for text in made)
+
+
+def test_a_long_run_of_blanks_and_a_long_line(tmp_path):
+    texts = ["good page", "begin" + " " * 1_100_000 + "end", "x y " * 9999]
+    write_rows(tmp_path / "a.jsonl", texts)
+    (tmp_path / "b.txt").write_text("one line of text " * 99_999)
+    make(tmp_path / "c", "--text", tmp_path / "a.jsonl", tmp_path / "b.txt", "--val_share", "0.3")
+    made = documents(tmp_path / "c") + documents(tmp_path / "c", "val")
+    assert sum("begin" in text for text in made) == 1
+
+
+def test_what_the_command_did_not_make_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "a.jsonl", pages(9))
+    make("c/", "--text", "a.jsonl", "--val_share", "0.3")  # with a slash it is the same folder
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "c"]
+    write_rows(tmp_path / "c" / "mine.jsonl", pages(3))
+    with pytest.raises(ValueError, match="mine.jsonl was not made by this command"):
+        make("c", "--text", "a.jsonl", "--overwrite", "--val_share", "0.3")
+    with pytest.raises(ValueError, match="lies in"):
+        make("c", "--text", "c/mine.jsonl", "--overwrite")
+    (tmp_path / "d.tokens").mkdir()
+    (tmp_path / "d.tokens" / "notes").write_text("mine")
+    with pytest.raises(ValueError, match="was not made by this command"):
+        make("d", "--text", "a.jsonl", "--val_share", "0.3")
+    assert (tmp_path / "d.tokens" / "notes").exists() and len(documents(tmp_path / "c")) > 3
+
+
+def test_rows_that_do_not_fit_late_throw_no_work_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(make_corpus, "CHUNK", 5000)
+    write_rows(tmp_path / "a.jsonl", pages(30))
+    write_rows(tmp_path / "b.jsonl", pages(2) + [None] * 30)
+    flags = ["--text", tmp_path / "a.jsonl", tmp_path / "b.jsonl", "--val_share", "0.3"]
+    with pytest.raises(OSError, match="rows do not fit.*is kept in"):
+        make(tmp_path / "c", *flags)
+    kept = {file: file.stat().st_mtime_ns for file in tmp_path.glob("c.tokens/*.npz")}
+    assert len(kept) > 5
+    monkeypatch.setattr(make_corpus, "encode", None)  # nothing of that is made again
+    with pytest.raises(OSError, match="kept in"):
+        make(tmp_path / "c", *flags)
+    assert all(file.stat().st_mtime_ns == made for file, made in kept.items())
 
 
 def test_parquet(tmp_path):
@@ -193,12 +260,15 @@ def test_ids_from_elsewhere(tmp_path):
 BAD_FILES = {
     "latin.txt": "Größe".encode("latin-1"), "list.jsonl": b'["a"]\n', "bad.jsonl": b"{oops\n",
     "other.jsonl": b'{"body": "a"}\n', "empty.txt": b" \n", "short.txt": b"a",
-    "cut.jsonl.gz": gzip.compress(b'{"text": "a"}\n' * 1000)[:30],
+    "cut.jsonl.gz": gzip.compress(b'{"text": "a"}\n' * 1000)[:30], "zero.txt": b"a\0b" * 99,
+    "array.txt": b'[{"text": "a"}]', "wide.txt": "wide".encode("utf-16"), "table.csv": b"a,b\n1,2",
+    "bomb.txt.gz": gzip.compress(b" x" * 2**20), "array.json": b'[\n{"text": "a"}\n]',
 }
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_bad_text_is_said_in_a_sentence_and_leaves_nothing(tmp_path, name):
+def test_bad_text_is_said_in_a_sentence_and_leaves_nothing(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(make_corpus, "UNPACKED", 2**20)
     (tmp_path / name).write_bytes(BAD_FILES[name])
     said = "too little text" if name in ("short.txt", "empty.txt") else name
     with pytest.raises(ValueError, match=said):
@@ -213,6 +283,14 @@ def test_bad_ids_are_said_in_a_sentence_and_leave_nothing(tmp_path):
         np.save(tmp_path / f"{name}.npy", array)
         with pytest.raises(ValueError, match=f"{name}.npy"):
             make(tmp_path / "c", "--ids", tmp_path / f"{name}.npy", "--vocab_size", "5")
+    np.savez(tmp_path / "several.npz", a=np.arange(3))
+    (tmp_path / "several.npz").rename(tmp_path / "several.npy")
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    for name in ("several", "objects"):
+        with pytest.raises(ValueError, match=f"{name}.npy"):
+            make(tmp_path / "c", "--ids", tmp_path / f"{name}.npy", "--vocab_size", "5")
+    with pytest.raises(ValueError, match="below 2.32"):
+        make(tmp_path / "c", "--ids", tmp_path / "big.npy", "--vocab_size", "5B")
     (tmp_path / "cut.npy").write_bytes(b"")
     with pytest.raises(ValueError, match="cut.npy"):
         make(tmp_path / "c", "--ids", tmp_path / "cut.npy", "--vocab_size", "5")

@@ -16,7 +16,6 @@ from conftest import ROOT, run_script
 
 sys.path.insert(0, str(ROOT / "extras" / "show"))
 import pages  # noqa: E402 (its folder first)
-import terminal  # noqa: E402
 
 import common  # noqa: E402
 from data import KINDS, Windows, get_tokenizer, tokenizer_id  # noqa: E402
@@ -161,7 +160,7 @@ def test_texts_without_tokens_and_models_that_diverged_are_refused(models, write
     model = common.load_model(models / "slm.pt")
     model.head.weight.data *= math.nan
     save(models / "slm.pt", model)
-    with pytest.raises(ValueError, match="not a finite number"):
+    with pytest.raises(ValueError, match="slm.pt has weights that are not finite"):
         write()
     assert not (models / "new").exists()
 
@@ -170,31 +169,62 @@ def test_pages_of_a_corpus_are_its_documents(corpus):
     path = corpus / "web"
     ids = np.fromfile(path / "val.bin", dtype="uint16")
     n = int((ids == enc.eot_token).sum())
-    texts = pages.read_pages(path, 0, n, enc.eot_token)
+    texts = pages.read_pages(path, 0, n, enc)
     joined = [i for text in texts for i in [*text.ids, enc.eot_token]]
     assert joined == ids.tolist()
     assert all(len(text.ids) == len(text.kind) for text in texts)
 
 
 # ------------------------------------------------------------------------------ the terminal
-def test_what_a_terminal_would_obey_or_cannot_show_is_replaced(monkeypatch):
-    text = "a\x1b[31mb\x9b2J\r\x07\tc\u202ed\n\N{GREEK SMALL LETTER PI} \N{SNOWMAN}\ud800"
-    for encoding in ("utf-8", "latin-1", "ascii"):
-        out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-        monkeypatch.setattr(sys, "stdout", out)
-        shown = terminal.printable(text)
-        print(shown)
-        out.flush()
-        assert all(c.isprintable() or c == "\n" for c in shown)
-        assert shown.startswith(r"a\x1b[31mb\x9b2J\r\x07\tc")
-        assert ("\N{SNOWMAN}" in shown) == (encoding == "utf-8")
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "ascii"])
+def test_what_a_terminal_would_obey_or_cannot_show_is_spelt_out(models, encoding, monkeypatch):
+    flags = ["--ckpt", models / "slm.pt", "--ref", models / "ref.pt", "--device", "cpu"]
+    text = "a\x1b[31mb\x9b2J\r\x07c\u202ed\n\N{GREEK SMALL LETTER PI} \N{SNOWMAN}"
+    (models / "\x1b]0;title.txt").write_text(text, encoding="utf-8")
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+    run_script("extras/show/terminal.py", *flags, "--text", models / "\x1b]0;title.txt")
+    run_script("extras/show/talk.py", *flags[:2], "--prompt", text[:20], "--max_new_tokens", 3)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{text[:20]}\n"))
+    run_script("extras/show/talk.py", *flags[:2], "--max_new_tokens", 3)
+    sys.stdout.flush()
+    shown = raw.getvalue().decode(encoding)
+    own_colours = re.sub(r"\x1b\[[\d;]*m", "", shown)
+    assert all(c.isprintable() or c in "\n\t" for c in own_colours)
+    assert r"\x1b]0;title.txt" in own_colours and own_colours.count(r"a\x1b[31mb") == 3
+
+
+def test_what_is_of_no_use_is_one_sentence(models, corpus, sentence):
+    flags = ["--ckpt", models / "slm.pt", "--ref", models / "ref.pt", "--data", corpus / "web",
+             "--device", "cpu", "--out", models / "a.html"]
+    for name, content in (("latin", "Größe".encode("latin-1")), ("empty", b" \n"),
+                          ("cut.gz", b"\x1f\x8b\x08cut"), ("zero", b"a\0b")):
+        (models / name).write_bytes(content)
+        sentence("extras/show/show.py", [*flags, "--text", models / name], name)
+    model = common.load_model(models / "slm.pt")
+    for args, word in (({"ratio": "x"}, "--ratio"), ({"ratio": -1.0}, "--ratio"),
+                       ({"score": []}, "--score"), ({"ref": 3}, "--ref")):
+        save(models / "odd.pt", model, **args)
+        sentence("extras/show/show.py", ["--ckpt", models / "odd.pt", *flags[4:]], word)
+    small = GPT(GPTConfig(64, block_size=32, n_layer=1, n_head=2, n_embd=16))
+    save(models / "small.pt", small)
+    for script in ("show.py --text=latin", "talk.py --prompt=a"):
+        script, more = script.split()
+        sentence(f"extras/show/{script}", ["--ckpt", models / "small.pt", more], "vocabulary of 64")
+    shutil.copytree(corpus / "web", models / "web")
+    ids = np.fromfile(models / "web" / "val.bin", dtype="uint16")
+    (ids + 2000).tofile(models / "web" / "val.bin")
+    sentence("extras/show/show.py", [*flags[:4], "--data", models / "web"], "cut or changed")
+    (models / "a.html").write_text("my page")
+    sentence("extras/show/show.py", flags, "is no page of show.py")
+    assert (models / "a.html").read_text() == "my page"
 
 
 def test_the_terminal_underlines_the_selected_tokens(models, corpus, capsys):
     run_script("extras/show/terminal.py", "--ckpt", models / "slm.pt", "--ref", models / "ref.pt",
                "--data", corpus / "web", "--ratio", "0.3", "--device", "cpu")
     picture, legend = capsys.readouterr().out.rsplit("\n\n", 2)[:2]
-    text = pages.read_pages(corpus / "web", 0, 1, enc.eot_token)[0]
+    text = pages.read_pages(corpus / "web", 0, 1, enc)[0]
     painted = re.sub(r"\x1b\[[\d;]*m", "", picture.split("\n\n", 1)[1])
     assert painted.strip() == enc.decode(text.ids).strip()
     student, ref = (common.load_model(models / f"{name}.pt") for name in ("slm", "ref"))
@@ -221,8 +251,10 @@ def test_talk_samples_from_its_seed(models, capsys, monkeypatch):
     assert drawn != talk(*asked, "--temperature", 1.5, "--seed", 2)
     with pytest.raises(ValueError, match="1 to 31"):
         talk("--prompt", "")
-    with pytest.raises(ValueError, match="--temperature"):
-        talk("--prompt", "a", "--temperature", -1)
+    for flag, value in (("--temperature", -1), ("--temperature", "nan"), ("--temperature", 1e-30),
+                        ("--seed", -1), ("--seed", 10**30)):
+        with pytest.raises(ValueError, match=flag):
+            talk("--prompt", "a", flag, value)
     monkeypatch.setattr(sys, "stdin", io.StringIO("a\n\nb\n"))
     said = talk()
     assert "1 to 31" in said and "> a" in said and "> b" in said
@@ -250,7 +282,20 @@ def test_curves_skip_what_was_not_measured(tmp_path):
     for bad, sentence in ((tmp_path / "y" / "b", "line 1"), (tmp_path / "z", "There is no log")):
         with pytest.raises(SystemExit, match=sentence):
             run_script("extras/show/plot.py", bad, "--out", tmp_path / "no.png")
-    assert not (tmp_path / "no.png").exists()
+    hostile = ['{"tokens": "1"}', '{"tokens": 1, "loss": [1]}', "[1]", "1", '{"tokens": 1e400}',
+               '{"tokens": 1, "loss": "a"}', '{"tokens": 1, "loss": 1' + "0" * 400 + "}",
+               "[" * 9999, "\x1b[2J"]
+    for line in hostile:
+        (tmp_path / "y" / "b" / "log.jsonl").write_text(line + "\n")
+        with pytest.raises(SystemExit, match="line 1, is no line of a training log"):
+            run_script("extras/show/plot.py", tmp_path / "y" / "b", "--out", tmp_path / "no.png")
+    with pytest.raises(SystemExit, match="must end in one of"):
+        run_script("extras/show/plot.py", runs[0], "--out", tmp_path / "no.jsonl")
+    assert not list(tmp_path.glob("no.*"))
+    (tmp_path / "_$x^{").mkdir()
+    shutil.copy(runs[0] / "log.jsonl", tmp_path / "_$x^{")
+    run_script("extras/show/plot.py", tmp_path / "_$x^{", "--out", tmp_path / "odd.png")
+    assert (tmp_path / "odd.png").exists()
 
 
 def test_the_curves_are_those_of_the_logs():
