@@ -1,4 +1,5 @@
 """Shared by the tests: a tiny corpus, a tiny reference, and the scripts, run in this process."""
+import contextlib
 import json
 import os
 import runpy
@@ -35,6 +36,20 @@ def command(script, *flags, **options):
     """Run a script as a process of its own; returns the finished process, its output as text."""
     argv = [sys.executable, str(ROOT / script), *map(str, flags)]
     return subprocess.run(argv, capture_output=True, text=True, **options)
+
+
+@contextlib.contextmanager
+def modules_of(folder, names):
+    """`import NAME` means FOLDER/NAME.py in here, and what it meant before afterwards."""
+    ours = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in names:
+            sys.modules.pop(name, None)
+        sys.modules.update(ours)
 
 
 def read_log(out):

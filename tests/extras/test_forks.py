@@ -6,11 +6,10 @@ import shutil
 import socket
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import ROOT, SIZE, common, read_log, run_script
+from conftest import ROOT, SIZE, common, modules_of, read_log, run_script
 from tqdm import tqdm
 
 FORKS = ROOT / "extras/forks"
@@ -43,20 +42,6 @@ def read_core(folder):
     return {file.name: file.read_text() for file in folder.glob("*.py")}
 
 
-@contextmanager
-def modules_of(folder):
-    """`import score` means FOLDER/score.py in here, and what it meant before afterwards."""
-    ours = {name: sys.modules.pop(name) for name in CORE if name in sys.modules}
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
-        for name in CORE:
-            sys.modules.pop(name, None)
-        sys.modules.update(ours)
-
-
 @pytest.fixture
 def fork(tmp_path, corpus, run):
     """fork(NAME)(flags...): train the patched student; returns its variables at the end, its log.
@@ -76,7 +61,7 @@ def fork(tmp_path, corpus, run):
                 argv += ["--tokens", N, *SIZE]
             if "--resume" not in flags and script == "train_slm":
                 argv += ["--ref", ref]
-            with modules_of(folder):
+            with modules_of(folder, CORE):
                 end = run_script(folder / f"{script}.py", *argv, *flags)
             return end, read_log(out)
         return train

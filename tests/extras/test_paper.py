@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import modules_of
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "extras/paper"
@@ -25,15 +26,8 @@ pytestmark = pytest.mark.skipif(not shutil.which("git"), reason="forks are appli
 def paper():
     """The modules of the folder, by name; others of the same names are put back afterwards."""
     pytest.importorskip("matplotlib", reason="the figures need it")
-    others = {name: sys.modules.pop(name) for name in MODULES if name in sys.modules}
-    sys.path.insert(0, str(FOLDER))
-    try:
+    with modules_of(FOLDER, MODULES):
         yield type("Paper", (), {name: importlib.import_module(name) for name in MODULES})
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in MODULES:
-            sys.modules.pop(name, None)
-        sys.modules.update(others)
 
 
 @pytest.fixture
