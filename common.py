@@ -81,7 +81,11 @@ def parse_args(parser):
 
 def check_resumable(ckpt, args):
     """ValueError if a checkpoint is not of a run of this script."""
-    if not isinstance(ckpt.get("log"), str) or not isinstance(ckpt.get("elapsed_s"), float):
+    try:
+        whole = all(json.loads(line)["step"] <= ckpt["step"] for line in ckpt["log"].splitlines())
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole or not isinstance(ckpt.get("elapsed_s"), float):
         raise ValueError(f"The checkpoint in {args.out} is not of a training run; begin one with "
                          "it by --init_from.")
     if ("ref" in ckpt["args"]) != hasattr(args, "ref"):
