@@ -94,7 +94,10 @@ def check_resumable(ckpt, args):
 
 
 def flags_of(ckpt, parser):
-    """The flags of a checkpoint's run as they are given, so that the parser checks them again."""
+    """The flags of a checkpoint's run as they are given, so that the parser checks them again.
+
+    {"lr": 0.1, "compile": False, "init_from": None} -> ["--lr=0.1", "--no-compile"].
+    """
     flags = []
     known = set(vars(parser.parse_args([]))) - {"out", "resume", "overwrite"}
     for name, value in ckpt["args"].items():
@@ -149,14 +152,17 @@ def check_run(args, ckpt, train, val_target, world):
 def say_what_is_wrong(kind, error, trace):
     """An excepthook: what the user can mend is said in a sentence. TRACEBACK=1 shows the rest.
 
-    A mistake in a program keeps its traceback, and so does a ValueError from inside a library.
+    A mistake in a program keeps its traceback, and so does a ValueError that is not raised by a
+    line of ours.
     """
     said = str(error)
     is_mistake = not issubclass(kind, (ValueError, OSError))
     if issubclass(kind, ValueError):
         root = Path(__file__).resolve().parent
-        raised_in = Path(traceback.extract_tb(trace)[-1].filename).resolve()
-        is_mistake = root not in raised_in.parents or "site-packages" in raised_in.parts
+        last = traceback.extract_tb(trace)[-1]
+        folders = Path(last.filename).resolve().parents
+        is_ours = root in folders and "site-packages" not in last.filename
+        is_mistake = not is_ours or not last.line.startswith("raise")
     if issubclass(kind, KeyboardInterrupt):
         is_mistake = False
         said = "Interrupted. --resume goes on from the last checkpoint, if there is one."
@@ -263,6 +269,7 @@ def save_checkpoint(path, **content):
     try:
         with files.new_file(path) as part:
             torch.save(content, part)
+            files.sync(part)
             while replaced and Path(path).name == "ckpt.pt":
                 replaced.pop().unlink(missing_ok=True)
     except (OSError, RuntimeError) as e:  # torch makes a RuntimeError of a failed write
@@ -425,6 +432,8 @@ def is_right(text, answer):
 
 
 def as_fraction(number):
+    if len(number) > 1000:  # Python converts no more than 4,300 digits
+        return number
     return Fraction(re.sub(r"[\s,$]", "", number))
 
 

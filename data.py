@@ -36,8 +36,9 @@ KINDS = ("math", "wrong", "prose", "boilerplate", "junk")
 
 # ------------------------------------------------------------------------------ windows of a corpus
 class Windows:
-    """The windows of one split of a corpus, on a fixed grid: window i is the tokens [iT, iT + T].
+    """The windows of one split of a corpus, on a fixed grid.
 
+    Window i is the tokens iT to iT + T, both of them too: T inputs, and the T targets one further.
     A token is thus a target with the same context each time, so what a reference says of it can be
     kept in a file. Epoch e visits every window once, in an order drawn from (seed, e): batch `step`
     is a function of the seed and the step, and a run that is resumed needs no other state.
@@ -59,13 +60,14 @@ class Windows:
             more = "a larger --val_share" if split == "val" else "more text"
             raise ValueError(f"{self.path}/{split}.bin has {tokens:,} tokens, less than a window "
                              f"of {block_size}: give data.py {more}, or a smaller --block_size.")
-        below = self.meta["vocab_size"]
-        self.ids = open_checked(self.path / f"{split}.bin", self.dtype, tokens, below, self.sha256)
+        file = self.path / f"{split}.bin"
+        self.ids_file = open_checked(file, self.dtype, tokens, self.meta["vocab_size"],
+                                     self.sha256)
         file = self.path / f"{split}.kind.bin"
         self.has_kinds = file.exists() or bool(self.meta[split].get("kinds"))
         if self.has_kinds:
-            self.kinds_of_ids = open_checked(file, np.dtype(np.uint8), tokens, len(KINDS),
-                                             self.meta[split].get("kinds_sha256"))
+            self.kinds_file = open_checked(file, np.dtype(np.uint8), tokens, len(KINDS),
+                                           self.meta[split].get("kinds_sha256"))
 
     def __len__(self):
         return self.n
@@ -84,7 +86,7 @@ class Windows:
 
     def __getitem__(self, i):
         """Windows i (n,) -> x, y (n, T) int64: the target y[b, t] is the token after x[b, t]."""
-        window = self._read(self.ids, self.dtype, i)
+        window = self._read(self.ids_file, self.dtype, i)
         return window[:, :-1].contiguous(), window[:, 1:].contiguous()
 
     def kinds(self, i):
@@ -92,7 +94,7 @@ class Windows:
         if not self.has_kinds:
             raise ValueError(f"{self.path} does not know the true kind of each token: it has no "
                              f"{self.split}.kind.bin.")
-        return self._read(self.kinds_of_ids, np.uint8, i)[:, 1:].contiguous()
+        return self._read(self.kinds_file, np.uint8, i)[:, 1:].contiguous()
 
     def _read(self, file, dtype, i):
         # Mapped for this batch alone: a mapping that stays open holds every page it has read.
@@ -153,7 +155,7 @@ def read_problems(path, n):
     if not file.exists():
         return []
     problems = []
-    for number, line in enumerate(read_text(file).splitlines()[:n], 1):
+    for number, line in enumerate(read_text(file).strip().split("\n")[:n], 1):
         try:
             row = json.loads(line)
             if not isinstance(row["prompt"], str) or type(row["answer"]) not in (str, int, float):
@@ -161,7 +163,7 @@ def read_problems(path, n):
             problems.append({"prompt": row["prompt"], "answer": str(row["answer"])})
         except (ValueError, LookupError, TypeError, RecursionError):
             raise ValueError(f"{file}, line {number}, is no JSON object with a prompt and an "
-                             "answer, which are texts.") from None
+                             "answer in it.") from None
     return problems
 
 
@@ -210,8 +212,9 @@ def write_corpus(out, documents, tokenizer, vocab_size, made_by, problems=(), ov
                 raise ValueError(f"There is too little text for {split}.bin: give more, or another "
                                  "--val_share.")
             meta[split] = {"tokens": counts[split], "sha256": hashes[split].hexdigest(),
-                           "kinds": {KINDS[kind]: n for kind, n in sorted(kinds[split].items())},
-                           "kinds_sha256": hashes_of_kinds[split].hexdigest()}
+                           "kinds": {KINDS[kind]: n for kind, n in sorted(kinds[split].items())}}
+            if kinds[split]:
+                meta[split]["kinds_sha256"] = hashes_of_kinds[split].hexdigest()
         if problems:
             lines = [json.dumps(problem) + "\n" for problem in problems]
             (folder / "problems.jsonl").write_text("".join(lines))
@@ -394,22 +397,26 @@ def read_text(path):
 
 
 def has_rows(path, text):
-    """Whether a text is JSON lines: one of its first lines is an object, whatever its name.
+    """Whether a text is JSON lines: its first line is an object, or most of the first 20 are.
 
-    ValueError if it is a table or JSON of another form, which nobody means to train on as text.
+    Its name says nothing. ValueError if it is a table or JSON of another form, which nobody means
+    to train on as text.
     """
     text = text.strip()
-    is_array = text[0] == "[" and is_json(text)
-    for line in text.split("\n", 20)[:20]:
-        try:
-            if isinstance(json.loads(line), dict) and not is_array:
-                return True
-        except (ValueError, RecursionError):
-            pass
+    are_objects = [is_object(line) for line in text.split("\n", 20)[:20]]
+    if are_objects[0] or sum(are_objects) > len(are_objects) / 2:
+        return True
     suffixes = {suffix.lower() for suffix in Path(path).suffixes}
     if suffixes & {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"} or is_json(text):
         raise ValueError(f"{path} is neither text nor JSON lines: write it as an object a line.")
     return False
+
+
+def is_object(line):
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def is_json(text):
@@ -596,10 +603,10 @@ def share(text):
 
 def share_or_0(text):
     """An argparse type: a share from 0 to 1."""
-    return 0.0 if text in ("0", "0.0") else share(text)
+    return 0.0 if re.fullmatch(r"0+\.?0*", text) else share(text)
 
 
-def template(text):
+def template_flag(text):
     """An argparse type: text with {FIELD} in it, where \\n is a new line."""
     try:
         fields_of(text)
@@ -635,7 +642,7 @@ def parse_args(argv=None):
     flag("--val", nargs="+", default=[], metavar="FILE", help="files to hold out, if not a share")
     flag("--val_share", type=share, default=0.01, help="share of the text to hold out")
     flag("--field", default="text", help="the field of a JSON row that is its text")
-    flag("--template", nargs="+", type=template, default=[], metavar="TEXT",
+    flag("--template", nargs="+", type=template_flag, default=[], metavar="TEXT",
          help=r"how a row becomes text, e.g. 'Question: {question}\nAnswer: {answer}'; of several, "
          "the first that it has all fields of; if it fits none, its --field")
     flag("--max_unfit", type=share_or_0, default=0.01,
@@ -652,7 +659,9 @@ def parse_args(argv=None):
 
 
 def make_text_corpus(args):
-    inputs = [*args.text, *args.val, args.tokenizer]
+    inputs = [*args.text, *args.val]
+    if Path(args.tokenizer).exists():
+        inputs.append(args.tokenizer)
     enc = get_tokenizer(args.tokenizer)
     documents = text_documents(enc, args.text, args.val, args.template, args.field, args.val_share,
                                args.seed, args.max_unfit)
@@ -671,7 +680,7 @@ def make_toy_corpora(args):
     if not missing or args.overwrite:
         missing = [ref, web]
     for folder in missing:
-        files.check_place(folder, corpus_names(folder), args.overwrite, [args.tokenizer])
+        files.check_place(folder, corpus_names(folder), args.overwrite)
     enc = get_tokenizer(args.tokenizer)
     identity = tokenizer_id(enc)
     parts = {part: getattr(args, part) for part in WEB_PARTS}
@@ -776,7 +785,7 @@ def work_out(rng, steps, slots, first_wrong=None):
         result = {"+": a + b, "-": a - b, "*": a * b, "/": a // b}[operator]
         if not 1 <= result <= 24 or (operator == "/" and a % b):
             return text, None, None
-        value["p"] = result
+        value["p"] = result  # the right one; what is written may be wrong
         if first_wrong is not None and i >= first_wrong:
             if i > first_wrong:
                 a = another(rng, a)

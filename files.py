@@ -1,7 +1,8 @@
 """Files that stay whole, whatever happens: locks, folders that are replaced, text that is printed.
 
-A command may be killed at any moment, and another may be started beside it. So what is made is made
-beside its place and renamed into it, by one command at a time. It imports nothing of ours.
+A command may be killed at any moment, and another may be started beside it. So a file or folder is
+written under another name, beside its place, and renamed when it is complete; and a place is locked
+while a command writes to it. This file imports nothing of ours.
 """
 import atexit
 import contextlib
@@ -30,8 +31,8 @@ def resolve(path):
 def lock(path, wait=False):
     """Keep other commands from writing to a path, a file's or a folder's.
 
-    ValueError if another one does now; with wait, wait for it. The lock is a hidden file beside the
-    path and is gone when this process ends, also when it is killed.
+    ValueError if another one does now; with wait, wait for it. What is locked is a hidden file
+    beside the path. The system unlocks it when this process ends, also when it is killed.
     """
     path = resolve(path)
     if not path.name:
@@ -130,11 +131,15 @@ def new_file(path):
     part = Path(f"{path}.part")
     try:
         yield part
-        with open(part, "rb+") as f:
-            os.fsync(f.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def sync(path):
+    """Wait until a file is on the disk. OSError if that is full."""
+    with open(path, "rb+") as f:
+        os.fsync(f.fileno())
 
 
 def file_hash(path):

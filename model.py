@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-HEAD_ROWS = 1024  # tokens whose logits are made at a time; without a gradient only they are held
+HEAD_ROWS = 1024  # tokens whose logits are made at a time; without a gradient no others are kept
 
 
 @dataclasses.dataclass

@@ -137,8 +137,7 @@ class Reference:
         self.bf16 = bf16
         self.compiled = compiled
         self.batch = batch  # windows in a forward pass
-        self.shape = (len(windows), windows.T)
-        self.files = {}  # "loss" or "entropy": its file
+        self.opened = {}  # "loss" or "entropy": its file
 
     def loss(self, window_ids):
         """L_ref = -log P(y | what comes before; theta_ref): (n,) -> (n, T), on the CPU."""
@@ -149,11 +148,11 @@ class Reference:
         return self._read("entropy", window_ids)
 
     def _read(self, name, window_ids):
-        if name not in self.files:
-            self.files[name] = open(self._find_or_make(name), "rb")  # noqa: SIM115 (it stays open)
+        if name not in self.opened:
+            self.opened[name] = open(self._find_or_make(name), "rb")  # noqa: SIM115 (it stays open)
         # Mapped for this batch alone: a mapping that stays open holds every page it has read.
-        values = np.memmap(self.files[name], np.float32, "r", offset=HEADER)
-        return torch.from_numpy(values.reshape(self.shape)[window_ids])
+        values = np.memmap(self.opened[name], np.float32, "r", offset=HEADER)
+        return torch.from_numpy(values.reshape(-1, self.windows.T)[window_ids])
 
     def _find_or_make(self, name):
         if not self.path.is_file():
@@ -166,10 +165,10 @@ class Reference:
         file = self.path.parent / "per_token" / f"{key}-{name}.npy"
         if self._is_whole(file):
             return file
-        with contextlib.ExitStack() as at_the_end:
-            if common.ranks()[0] == 0:  # a run that wants the same file waits, and finds it made
-                at_the_end.enter_context(files.lock(file, wait=True))
-                at_the_end.callback(Path(f"{file}.part").unlink, missing_ok=True)
+        guard = contextlib.nullcontext()
+        if common.ranks()[0] == 0:  # another run that wants the same file waits, and finds it made
+            guard = files.lock(file, wait=True)
+        with guard:
             if not self._is_whole(file):
                 model = common.load_model(self.path, self.device, self.bf16, self.windows)
                 if files.file_hash(self.path)[:12] != weights:
@@ -179,19 +178,12 @@ class Reference:
         return file
 
     def _is_whole(self, file):
-        """The same answer in all processes: they make the file together, or none does."""
-        whole = None
-        if common.ranks()[0] == 0:
-            try:
-                values = np.load(file, mmap_mode="r")
-                whole = values.dtype == np.float32 and values.shape == self.shape
-                whole = whole and values.flags.c_contiguous and values.offset == HEADER
-                whole = whole and all(np.isfinite(window).all() for window in values)
-                sha256 = Path(f"{file}.sha256").read_bytes()
-                whole = whole and sha256 == files.file_hash(file).encode()
-            except (OSError, ValueError, EOFError):
-                whole = False
-        return common.gather(whole)[0]
+        """What the first process finds: all make the file together, or none does."""
+        sha256 = Path(f"{file}.sha256")
+        is_whole = False
+        if common.ranks()[0] == 0 and file.exists() and sha256.exists():
+            is_whole = sha256.read_bytes() == files.file_hash(file).encode()
+        return common.gather(is_whole)[0]
 
 
 @torch.no_grad()
@@ -231,6 +223,7 @@ def write_per_token(file, name, model, windows, device, compiled=False, batch=32
             numbers = entropies(h)
         numbers = numbers.view(y.shape).cpu()
         if not numbers.isfinite().all():
+            part.unlink(missing_ok=True)
             raise ValueError(f"The reference's {name} is not a finite number for some tokens: "
                              "train it again, with a lower --lr.")
         mapped = np.load(part, mmap_mode="r+")  # for this batch alone, as above

@@ -97,7 +97,7 @@ def save(name, step):
         Path(args.out) / name, model=model.state_dict(), optimizer=optimizer.state_dict(),
         step=step, elapsed_s=elapsed, args=vars(args), config=vars(model.config),
         tokenizer=train.meta["tokenizer"], corpus=train.sha256,
-        log=(Path(args.out) / "log.jsonl").read_text())
+        log=(Path(args.out) / "log.jsonl").read_text())  # which --resume puts back
 
 
 # ------------------------------------------------------------------------------ the loop

@@ -216,7 +216,7 @@ def parse_args(argv=None):
     flag("--config", help="the dataset's configuration, if it has several")
     flag("--split", default="train", help="its split (default train)")
     flag("--field", default="text", help="the field of a row that is its text (default text)")
-    flag("--template", nargs="+", type=data.template, default=[],
+    flag("--template", nargs="+", type=data.template_flag, default=[],
          help="how a row becomes text, as in data.py")
     flag("--max_unfit", type=data.share_or_0, default=0.01,
          help="share of the rows that may be unfit, and are left out (default 0.01)")

@@ -407,7 +407,7 @@ def parse_args(argv=None):
     flag("--val_share", type=data.share, default=0.01,
          help="share of the documents, or of each array, that is held out (default 0.01)")
     flag("--field", default="text", help="the field of a row that is its text (default text)")
-    flag("--template", nargs="+", type=data.template, default=[],
+    flag("--template", nargs="+", type=data.template_flag, default=[],
          help="how a row becomes text, as in data.py")
     flag("--max_unfit", type=data.share_or_0, default=0.01,
          help="share of a file's rows that may be unfit, and are left out (default 0.01)")
