@@ -74,9 +74,9 @@ def new_folder(out, names, overwrite=False, inputs=()):
     At each moment the old folder or the new one is whole. Errors and names: see check_place.
     """
     out = resolve(out)
-    new = out.with_name(f".{out.name}.new")
-    old = out.with_name(f".{out.name}.old")
     with lock(out):
+        new = out.with_name(f".{out.name}.new")
+        old = out.with_name(f".{out.name}.old")
         put_back(out)
         check_place(out, names, overwrite, inputs)
         shutil.rmtree(new, ignore_errors=True)  # of a command that was killed
