@@ -431,5 +431,5 @@ if __name__ == "__main__":
     files.replace_what_stdout_lacks()
     try:
         main()
-    except (ValueError, OSError, KeyboardInterrupt) as e:
+    except (ValueError, OSError, KeyboardInterrupt, concurrent.futures.BrokenExecutor) as e:
         sys.exit(files.printable(f"make_corpus.py: {str(e) or 'interrupted'}"))
