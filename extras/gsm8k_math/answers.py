@@ -15,9 +15,10 @@ from decimal import Decimal
 from fractions import Fraction
 
 from quantities import (
+    NO_UNIT,
     SCALE,
     TEXT,
-    WORD_UNIT,
+    TEXT_COMMAND,
     as_quantity,
     is_unit,
     minutes_of_day,
@@ -40,7 +41,9 @@ HAS_TIMER = hasattr(signal, "setitimer")  # not on Windows: math-verify has a sl
 ROUNDING = 12  # digits after the point of a decimal; its own 6 make 1.4142136 the root of 2
 DIGITS = 50  # of all other numbers; its own 15 make 10^{-20} nothing
 
-NUMBER = r"(?:(?<![\d)])-)?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"  # the minus of 5-3 is no sign
+# The minus of 5-3 is no sign. common.NUMBER allows a space in "- 3" too; here with_plain_minus has
+# taken it away before.
+NUMBER = r"(?:(?<![\d)])-)?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 
 
 # ------------------------------------------------------------------------------ find the answer
@@ -50,6 +53,15 @@ NEXT = re.compile(r"Question:|\n[ \t]*(?:Q|Problem):|</s>|<\|\w+\|>")
 BETWEEN_BOXES = re.compile(
     r"[\s$]*(?:,|,?\s*(?:\\text\{\s*)?(?:and|or)\b\s*\}?)[\s$]*(?:\w\s*=\s*)?"
 )
+# "9 eggs * $2 per egg = " before its result; not "2x + y = ", which is an equation.
+TERM = rf"\(*{NUMBER}%?(?:\s+[A-Za-z]{{2,}}\b){{0,2}}\)*\s*"
+CALCULATION = rf"(?:{TERM}(?:[-+*/×÷=]|x(?=\s*\$?\d)|of\b)\s*)*{TERM}=\s*"
+# A number, and what may come after one that is the answer: "5 bags of 3 apples", "42 as shown",
+# "3 a day", "18, since 20-2 is 18", "18 = 20-2". "5 and 7" or "5 million" is more than its number.
+FIRST_NUMBER = re.compile(
+    rf"(?:{CALCULATION})?({NUMBER})"
+    rf"(?=\s+(?!{NO_UNIT}\b)(?:[A-Za-z]{{2}}|a\s[A-Za-z]{{2}})|\*|[,;:]\s|\s*[=(]|$)"
+)
 
 
 def find_answer(text):
@@ -57,25 +69,29 @@ def find_answer(text):
 
     1. "final answer is $...$. I hope", the form of Minerva's examples
     2. the last \boxed{}, with those just before it: \boxed{1} and \boxed{2} is 1,2
-    3. what follows "####", as in GSM8K
+    3. what follows the last "####" that has a number or a formula after it, as in GSM8K
     4. what follows the last "answer is" or "answer:"
-    5. the last number
-    6. the first line
+    5. what follows "####" in the last line: elsewhere words are a heading, "#### Step 1"
+    6. the last number
+    7. the first line
     """
     text = with_plain_minus(NEXT.split(text, maxsplit=1)[0])
-    closing = re.search(r"final answer is:?\s*\$([^$]+)\$\.?\s*I hope", text, re.IGNORECASE)
-    if closing and "box" not in closing[1]:
-        return closing[1].strip(" .\n") or None
+    minerva = re.search(r"final answer is:?\s*\$([^$]+)\$\.?\s*I hope", text, re.IGNORECASE)
+    if minerva and "box" not in minerva[1]:
+        return minerva[1].strip(" .\n") or None
     inside = boxed(text)
     if inside is not None:
         return inside or None
-    marked = re.search(r"####\s*(.*)", text)
+    after_hashes = [part.strip() for part in text.split("####")[1:]]
+    for part in reversed(after_hashes):
+        if re.match(r"[-$\\(\[.\d]", part):
+            return first_said(part)
     said = re.split(r"answer is|answer:", text, flags=re.IGNORECASE)[1:]
-    if marked and (not said or re.match(r"[-$\\(\[.\d]", marked[1])):  # and no "#### Step 1"
-        return first_said(marked[1])
     if said:
         return first_said(said[-1])
-    return last_number(text) or text.strip().split("\n")[0].strip(" *.") or None
+    if after_hashes and after_hashes[-1] and "\n" not in after_hashes[-1]:
+        return first_said(after_hashes[-1])
+    return last_number(text) or text.strip().split("\n")[0].strip(" *#.") or None
 
 
 def with_plain_minus(text):
@@ -119,20 +135,28 @@ def end_of_group(text, begin):
 
 
 def first_said(said):
-    """The answer in what follows "####" or "answer is": a formula, a quantity, or the sentence."""
+    r"""The answer in what follows "####" or "answer is".
+
+    $\frac12$ of it          -> \frac12
+    18 dollars. She had 20.  -> 18 dollars
+    5 x 3 = 15 apples.       -> 15
+    that she has 12.         -> 12
+    Evelyn. It is her.       -> Evelyn
+    """
     said = said.replace(r"\$", "")  # a dollar of money, in a formula
     said = re.sub(r"\\[()\[\]]", "$", said).strip(" \n\t:*")
-    formula = re.match(r"\$+([^$]+)\$+(?!\s*(?:,|and\b|or\b)\s*\$)", said)
-    if formula and said.count("$") % 2 == 0:  # but all of "$3$ and $7$", and of "$5"
+    # The formula, but all of "$3$ and $7$", and none in "$5. She had $6", where no $ closes it.
+    formula = re.match(r"\$+([^$]+)\$+(?!\d)(?!\s*(?:,|and\b|or\b)\s*\$)", said)
+    if formula and said.count("$") % 2 == 0:
         return formula[1].strip(" \n").rstrip(".")
     sentence = re.split(r"\n|\.(?=\s)", said, maxsplit=1)[0].rstrip(" *.,;")
-    quantity = re.match(rf"({NUMBER})(?=\s+{WORD_UNIT}|\*|[,;:]\s|\s*[=(]|$)", sentence)
-    if quantity:  # "5 bags of 3 apples", "18, since 20-2 is 18", "60 minutes"
-        unit = re.match(r" [A-Za-z]+", sentence[quantity.end():])
+    number = FIRST_NUMBER.match(sentence)
+    if number:
+        unit = re.match(r" (?:(?:square|cubic|sq|cu) )?[A-Za-z]+", sentence[number.end():])
         if unit and is_unit(unit[0].strip()):
-            return without_dollar(quantity[1]) + unit[0]
-        return without_dollar(quantity[1])
-    if re.match(r"[A-Za-z]{2,}\s", sentence) and re.search(r"\d", sentence):  # "that she has 5"
+            return without_dollar(number[1]) + unit[0]
+        return without_dollar(number[1])
+    if re.match(r"[A-Za-z]{2,}\s", sentence) and re.search(r"\d", sentence):
         return last_number(sentence)
     return sentence.replace("$", "").strip() or None
 
@@ -155,19 +179,21 @@ SIGNS = {  # of plain text, and how LaTeX has them
     "×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ",
     "∞": r"\infty ", "∪": r"\cup ", "π": r"\pi ", "θ": r"\theta ", "±": r"\pm ", "≈": "",
     "²": "^2", "³": "^3", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
+    "°": r"^\circ ", r"\degree": r"^\circ ",
     "~": " ", "\N{NO-BREAK SPACE}": " ", "\N{THIN SPACE}": " ", "\N{NARROW NO-BREAK SPACE}": " ",
 }
 
-# (what math-verify would read as is said beside it, how it is written for it)
+UNIT_TEXT = TEXT_COMMAND + r"\{[^{}0-9]*\}"  # \text{ cm}, and no \text{5 cm}
+# (what math-verify would misread as is said beside it, how it is written for it). No rule needs
+# another one before it.
 REWRITES = (
     # 5 \text{ cm}: 5 times cm. Its own list of units, by which 4t is 4, is turned off in parse.
     (rf"(?<=[\d)}}!i])\s*(?:\\[,;: ]\s*)?(?!\\\w+\s*\{{\s*{SCALE}s?\b)"
-     rf"(?:\s*/?\s*{TEXT.pattern.replace('{}', '{}0-9')})+(?:\s*\^\s*\{{?[23]\}}?)?\.?$", ""),
+     rf"(?:\s*/?\s*{UNIT_TEXT})+(?:\s*\^\s*\{{?[23]\}}?)?\.?$", ""),
     (r"\^\s*\{?\s*(?:\\\w+\s*\{)?\s*(?:st|nd|rd|th)\s*\}*", ""),  # 12^{th}: 12 to the power of th
     (r"(?<=\d)(?:st|nd|rd|th)\b", ""),  # 12th: 12 times th
-    (r"\\?(sin|cos|tan)\s*\(?\s*(\d+)\s*(?:\\degree|°|\^\s*\{?\s*\\circ\s*\}?)\)?",
+    (r"\\?(sin|cos|tan)\s*\(?\s*(\d+)\s*\^\s*\{?\s*\\circ\s*\}?\s*\)?",
      r"\\\1(\\frac{\2\\pi}{180})"),  # \sin 30^\circ: the sine of 30 radians
-    (r"\\degree|°", ""),  # 30\degree: no formula
     (r"(?<=\d)\\,(?=\d{3})", ""),  # 10\,000: ten times nothing
     (r"(?<![\d.])(\d+)\s+(\d+)/(\d+)", r"\1\\frac{\2}{\3}"),  # 1 1/2: a half of 11
     (r"\\frac\s*(\\[a-z]+)", r"\\frac{\1}"),  # \frac\pi2: no formula
@@ -362,7 +388,9 @@ def differ_by_a_factor(answer, reference):
         if not parsed or not getattr(parsed[0], "free_symbols", None):
             return False
         differences.append(parsed[0])
-        signs.append("=" if sign == "=" else sign in "<>" or "t" in sign)
+        if sign != "=":
+            sign = "<" if is_strict(sign) else "<="
+        signs.append(sign)
     if signs[0] != signs[1]:
         return False
     try:
@@ -379,14 +407,19 @@ def parse(text, is_list):
         text = re.sub(r"(?<=\d),(?=\d)", ", ", text)
     elif quantity:  # 5 million and 7 apples are no formulas
         text = in_latex(quantity.number)
-    text = as_union(text)
-    for pattern, new in REWRITES:
-        text = re.sub(pattern, new, text)
+    text = rewritten(as_union(text))
     normalization = math_verify.LatexNormalizationConfig(
         basic_latex=True, malformed_operators=True, nits=True, units=False)
     latex = math_verify.LatexExtractionConfig(normalization_config=normalization)
     timeout = None if HAS_TIMER else SECONDS
     return math_verify.parse(rf"\boxed{{{text}}}", [latex], parsing_timeout=timeout)
+
+
+def rewritten(text):
+    """The text, but for what math-verify would misread."""
+    for pattern, new in REWRITES:
+        text = re.sub(pattern, new, text)
+    return text
 
 
 def as_union(text):
@@ -427,14 +460,12 @@ def as_interval(text):
 
 
 def opening(sign):
-    return "[" if "e" in sign else "("  # \le and \ge have an e
+    return "(" if is_strict(sign) else "["
 
 
 def closing(sign):
-    return "]" if "e" in sign else ")"
+    return ")" if is_strict(sign) else "]"
 
 
-def grade(completion, reference):
-    """(the answer in a model's text or None, whether it is the reference answer)."""
-    answer = find_answer(completion)
-    return answer, same(answer, reference)
+def is_strict(sign):
+    return re.fullmatch(r"[<>]|\\[lg]t", sign) is not None

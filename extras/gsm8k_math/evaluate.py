@@ -5,8 +5,8 @@ r"""Greedy answers to the problems of a file, and the share that is right: GSM8K
         --few_shot 8 --examples gsm8k.train.jsonl --out out/gsm8k.jsonl
     python extras/gsm8k_math/evaluate.py --problems outputs.jsonl --grade output
 
-The last one marks texts that are there already, of any model, in the field "output". --problems has
-a problem and its right answer in a row: JSON lines, plain or .gz, or parquet; see the README.
+The last one grades texts that are there already, of any model, in the field "output". --problems
+has a problem and its right answer in a row: JSON lines, plain or .gz, or parquet; see the README.
 """
 import argparse
 import collections
@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from answers import NEXT, boxed, grade, math_verify, needs_math_verify, same  # noqa: E402
+from answers import NEXT, boxed, find_answer, math_verify, needs_math_verify, same  # noqa: E402
 
 import common  # noqa: E402 (the root is on the path first)
 import data  # noqa: E402
@@ -35,7 +35,7 @@ TEMPLATES = (  # of a prompt; a row's is the first that it has all fields of
     "Question: {problem}\n{choices}\nAnswer:",
     "Question: {problem}\nAnswer:",
 )
-LETTERS = string.ascii_uppercase  # of choices, in a prompt
+CHOICE_LETTERS = string.ascii_uppercase  # in a prompt
 ANSWERS = ("answer", "answerkey", "target", "correct")  # the first that is there, or a solution
 
 
@@ -122,8 +122,8 @@ def read_problem(row, args):
     fields = {name.lower(): value for name, value in row.items()} | row
     choices, labels = choices_of(fields)
     if choices:
-        lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
-        fields["choices"] = "\n".join(lines)
+        lettered = zip(CHOICE_LETTERS, choices, strict=False)
+        fields["choices"] = "\n".join(f"{letter}. {choice}" for letter, choice in lettered)
     templates = [t for t in args.templates if fields.keys() >= set(data.fields_of(t))]
     if not templates:
         raise ValueError(f"it has the fields {', '.join(row)}; say with --template how they become "
@@ -133,7 +133,7 @@ def read_problem(row, args):
     name = next(iter(named), "solution")
     if choices:
         place = right_place(text_of(fields, name).strip(), choices, labels)
-        answer = LETTERS[place]
+        answer = CHOICE_LETTERS[place]
         also = choices[place]
         solution = answer
     else:
@@ -147,12 +147,13 @@ def read_problem(row, args):
     if math_verify is None and needs_math_verify(answer):
         raise ValueError(f"to compare with its answer {answer} takes a package: pip install "
                          "math-verify")
-    used = {*data.fields_of(template), name, "solution", args.grade}
+    used = [*data.fields_of(template), name, "solution", args.grade or ""]
     if choices:
-        used |= {"choices", "options"}
+        used += ["choices", "options"]
+    used = [field.lower() for field in used]
     return {
         "prompt": prompt,
-        "left_out": [field for field in row if field not in used and field.lower() not in used],
+        "left_out": [field for field in row if field.lower() not in used],
         "solution": solution,
         "answer": answer,
         "also": also,
@@ -180,15 +181,16 @@ def right_answer(text):
 def choices_of(fields):
     """(the texts to choose from in a row or None, their labels): a list, or {"text", "label"}."""
     choices = fields.get("choices", fields.get("options"))
-    labels = LETTERS
+    labels = CHOICE_LETTERS
     if isinstance(choices, dict):  # ARC's
         labels = choices.get("label")
         choices = choices.get("text")
     if not isinstance(choices, list):
         return None, None
-    if not 0 < len(choices) <= len(LETTERS) or not all(isinstance(c, str) for c in choices):
-        raise ValueError(f"its choices are not 1 to {len(LETTERS)} texts")
-    return choices, list(labels or LETTERS)[:len(choices)]
+    most = len(CHOICE_LETTERS)
+    if not 0 < len(choices) <= most or not all(isinstance(choice, str) for choice in choices):
+        raise ValueError(f"its choices are not 1 to {most} texts")
+    return choices, list(labels or CHOICE_LETTERS)[:len(choices)]
 
 
 def right_place(answer, choices, labels):
@@ -212,9 +214,10 @@ def text_to_grade(row, name):
     return text_of({name: value}, name)
 
 
-def mark(text, problem):
+def grade(text, problem):
     """(the answer in a model's text or None, whether it is right)."""
-    answer, right = grade(text, problem["answer"])
+    answer = find_answer(text)
+    right = same(answer, problem["answer"])
     if not right and problem["also"] is not None:
         right = same(answer, problem["also"])
     return answer, right
@@ -259,10 +262,18 @@ def complete(model, enc, prompts, max_new_tokens):
     return [NEXT.split(text, maxsplit=1)[0] for text in texts]
 
 
-def read_answers(path, texts, run):
+def graded(line, problem):
+    """A line of --out for its "completion", with what is said of it now."""
+    extracted, right = grade(line["completion"], problem)
+    return {**line, "extracted": extracted, "answer": problem["answer"], "right": right}
+
+
+def read_answers(path, problems, prompts, run):
     """{place of a problem: its line} of the answers that an earlier call has written.
 
-    A last line that was cut is taken away. ValueError if they are of another run or other prompts.
+    They are graded anew, as the right answers may be others by now. The file is written again if
+    that changes it, or if its last line was cut. ValueError if the answers are of another run or to
+    other prompts.
     """
     path = Path(path)
     if not path.exists():
@@ -270,21 +281,25 @@ def read_answers(path, texts, run):
     raw = path.read_bytes()
     whole = raw[:raw.rfind(b"\n") + 1]
     answers = {}
-    for line in whole.split(b"\n")[:-1]:
+    for text in whole.split(b"\n")[:-1]:
         try:
-            answer = json.loads(line)
-            place = answer["problem"]
-            fits = type(place) is int and place >= 0 and type(answer["right"]) is bool
-            fits = fits and answer["run"] == run and answer["prompt"] == texts[place]
+            line = json.loads(text)
+            place = line["problem"]
+            fits = type(place) is int and place >= 0 and isinstance(line["completion"], str)
+            fits = fits and line["run"] == run and line["prompt"] == prompts[place]
         except (ValueError, LookupError, TypeError, RecursionError):
             fits = False
         if not fits:
             raise ValueError(f"{path} holds something else than answers of this checkpoint to "
                              "these prompts: give another --out, or remove it.")
-        answers[place] = answer
+        answers[place] = line
     if raw and not whole and not raw.startswith(b'{"problem": '):
         raise ValueError(f"{path} holds no answers: give another --out, or remove it.")
-    os.truncate(path, len(whole))
+    answers = {place: graded(line, problems[place]) for place, line in answers.items()}
+    now = "".join(json.dumps(line) + "\n" for line in answers.values()).encode()
+    if now != raw:
+        with files.new_file(path) as part:
+            part.write_bytes(now)
     return answers
 
 
@@ -306,10 +321,10 @@ def tell(text):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def tell_share(name, marks):
-    """Print the share of right answers: marks is a list of True and False."""
-    low, high = wilson(sum(marks), len(marks))
-    tell(f"{name}: {sum(marks) / len(marks):.1%} of {len(marks):,} answers are right "
+def tell_share(name, grades):
+    """Print the share of right answers: grades is a list of True and False."""
+    low, high = wilson(sum(grades), len(grades))
+    tell(f"{name}: {sum(grades) / len(grades):.1%} of {len(grades):,} answers are right "
          f"(95 % interval {low:.1%} to {high:.1%})")
 
 
@@ -323,7 +338,7 @@ def parse_args():
     flag("--few_shot", type=data.count, default=0, metavar="N",
          help="examples before each problem (default 0)")
     flag("--examples", metavar="FILE", help="whose first rows are the examples")
-    flag("--template", type=data.template, metavar="TEXT",
+    flag("--template", type=data.template_flag, metavar="TEXT",
          help=r"how a row becomes a prompt: 'Question: {question}\nAnswer:'")
     flag("--answer", metavar="FIELD", help="with the right answer (default: answer, or solution)")
     flag("--max_unfit", type=data.share_or_0, default=0.01, metavar="SHARE",
@@ -331,7 +346,7 @@ def parse_args():
     flag("--out", default="out/answers.jsonl", metavar="FILE",
          help="the answers; those that are there are kept (default out/answers.jsonl)")
     flag("--grade", metavar="FIELD",
-         help="mark the texts in this field of --problems, without a model")
+         help="grade the texts in this field of --problems, without a model")
     flag("--limit", type=data.count, metavar="N", help="the first N problems alone")
     flag("--max_new_tokens", type=data.count, default=256,
          help="tokens an answer may have (default 256)")
@@ -350,16 +365,18 @@ def parse_args():
 
 
 def grade_texts(args, problems):
-    """Mark the texts that the rows have already."""
-    marks = [mark(problem["text"], problem)[1] for problem in problems]
-    tell_share(f"{args.problems}, {args.grade}", marks)
+    """Grade the texts that the rows have already."""
+    grades = [grade(problem["text"], problem)[1] for problem in problems]
+    tell_share(f"{args.problems}, {args.grade}", grades)
 
 
 def read_examples(args):
-    """The rows to show before a problem, one more than it takes: none is shown before itself."""
+    """The rows to show before problems: --few_shot of them and one more, if the file has it.
+
+    That one takes the place of an example which is the problem itself.
+    """
     if not args.few_shot:
         return []
-    args = argparse.Namespace(**{**vars(args), "grade": None})
     examples = read_problems(args.examples, args, args.few_shot + 1)
     if len(examples) < args.few_shot:
         raise ValueError(f"{args.examples} has {len(examples)} rows, too few for --few_shot "
@@ -390,7 +407,7 @@ def answer_problems(args, problems, examples):
 
     weights = files.file_hash(common.ckpt_path(args.ckpt))[:12]
     run = f"{weights} {'bf16' if bf16 else 'fp32'} {args.max_new_tokens}"
-    answers = read_answers(args.out, texts, run)
+    answers = read_answers(args.out, problems, texts, run)
     todo = [i for i in range(len(prompts)) if i not in answers]
 
     tell_what_is_asked(problems)
@@ -409,16 +426,13 @@ def answer_problems(args, problems, examples):
             batch = [prompts[i] for i in places]
             completions = complete(model, enc, batch, args.max_new_tokens)
             for i, completion in zip(places, completions, strict=True):
-                extracted, right = mark(completion, problems[i])
-                answers[i] = {
+                line = {
                     "problem": i,
                     "prompt": texts[i],
                     "completion": completion,
-                    "extracted": extracted,
-                    "answer": problems[i]["answer"],
-                    "right": right,
                     "run": run,
                 }
+                answers[i] = graded(line, problems[i])
                 out.write(json.dumps(answers[i]) + "\n")
                 out.flush()
             bar.update(len(places))

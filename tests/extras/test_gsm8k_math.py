@@ -1,11 +1,11 @@
 """extras/gsm8k_math: which answers are equal, where a text has its answer, and the evaluation."""
 import argparse
 import gzip
+import io
 import json
 import os
 import random
 import re
-import subprocess
 import sys
 import time
 
@@ -37,6 +37,7 @@ units: 13 == 13 (pens) | 13 pens == 13 (pens) | 1 == 1 (hour) | 18 dollars == 18
   | 12 cm^2 == 12 \mbox{ cm}^2 | 12 square inches == 12 \mbox{ inches}^2 | 18 \mathrm{~cm} == 18
   | 1 hour == 60 minutes | 60 minutes == 1 (hour) | 2 weeks == 14 days | 12 \text{ ft} == 144 inches
   | 3 hours <> 3 minutes | 5 km <> 5 m | 6 \text{ cm} <> 6 \text{ m} | 5 June <> 5 May
+  | 10 squares == 10 square feet | 5 cumin == 5 hours | 1 square foot == 144 sq. inches
   | 3 hours 20 minutes <> 3 | 12 <> 12 \text{ dollars and 50 cents} | 5 squared <> 5 | 14 pens <> 13
 scales: 5 million == 5,000,000 | 5 \text{ million people} == 5000000 | 5 dozen eggs == 60
   | 5 million <> 5 | 5 \text{ million} <> 5 | $5 million <> 5 | 5 dozen <> 5 | 5 thousandths <> 5
@@ -47,6 +48,8 @@ times of the day: 9:00 a.m. == 9\text{ a.m.} | 4:30 PM == \text{4:30 p.m.} | 6:3
   | 18:30 == 6:30 p.m. | 10am == 10 A.M. | noon == 12 p.m. | 10 o'clock == 10 | 9 == 9 a.m.
   | 6 in the evening == 6 p.m. | 6 a.m. <> 6 p.m. | 6\text{ a.m.} <> 6\text{ p.m.}
   | 6:30 p.m. <> 6:30 a.m. | 12:30 a.m. <> 12:30 p.m. | 7 a.m. <> 7:30 a.m. | 18:00 <> 6 a.m.
+  | Noon == 12 P.M. | 12 Midnight == 12 a.m. | 6 In the Morning == 6 am | 6 p.m. sharp == 6 pm
+  | 6 pm Sharp == 18:00 | noon <> midnight | 6 pm sharp <> 6 a.m. | about 6 p.m. <> 6 am
   | 6\,\text{p.m.} <> 6\,\text{a.m.} | 6\text{ p.m. sharp} <> 6\text{ a.m. sharp}
 percent: 20\% == 20 | 20 percent == 20\% | 0.2 == 20\% | \frac{7}{8} == 87.5\% | 0.2 <> 20
   | 20\% <> 2 | 2\% <> 20\%
@@ -82,7 +85,8 @@ formulas: \frac{1}{\sqrt{2}} == \frac{\sqrt{2}}{2} | \frac\pi2 == π/2 | (x+1)^2
   | \frac{x}{y} <> \frac{y}{x} | ab <> a+b | 0.\overline{3} <> 0.3
 functions: \sin(x) == \sin x | \sin x == \sin(x) | sin(x) == \sin(x) | \sin 30^\circ == \frac12
   | \log_2 8 == 3 | \sin(x) <> \cos(x) | \sin x <> x | \sin(x)^2 <> \sin(x^2)
-ordinals, degrees: 12^{th} == 12 | 12^{\text{th}} == 12 | 12th == 12 | 1^{st} == 1 | 90^\circ == 90
+ordinals, degrees: \sin 30° == \frac12 | \cos(60\degree) == 0.5
+  | 12^{th} == 12 | 12^{\text{th}} == 12 | 12th == 12 | 1^{st} == 1 | 90^\circ == 90
   | 30\degree == 30 | 90° == 90^{\circ} | 12^{th} <> 13 | 90^\circ <> 91 | 12^t <> 12
 equations: x = 5 == 5 | y=2x+3 == 3+2x | x+y=3 == 2x+2y=6 | 2x-y=1 == y = 2x-1 | 2x=10 == x=5
   | 2x-4y=0 == x-2y=0 | 3x^2-12=0 == x^2=4 | 2x=0 == x=0 | \frac{x}{2}+\frac{y}{3}=1 == 3x+2y=6
@@ -90,7 +94,8 @@ equations: x = 5 == 5 | y=2x+3 == 3+2x | x+y=3 == 2x+2y=6 | 2x-y=1 == y = 2x-1 |
   | x^2=4 <> x=2 | x^2-y^2=4 <> x^2+y^2=4 | x+2y-3z+4=0 <> x+2y-3z-4=0
 intervals: 2 < x < 5 == (2,5) | (2,5) == 2 < x < 5 | x \le 5 == (-\infty,5] | x < 5 == 5 > x
   | x≥3 == [3,∞) | -1 \le x < 2 == [-1,2) | x<5 == 2x<10 | -x>-5 == x<5 | x \in (1,2) == (1,2)
-  | x>3 \text{ and } x<7 == (3,7)
+  | x>3 \text{ and } x<7 == (3,7) | x \leqslant 5 == x \le 5 | x \gt 5 == 5 < x
+  | x<5 <> x \leqslant 5 | x>5 <> x \geqslant 5 | x \lt 5 <> x \leq 5 | (5,9) <> 5 \leqslant x < 9
   | x<1 \text{ or } x \ge 2 == (-\infty,1) \cup [2,\infty) | \left[2,5\right) == [2, 5)
   | [2,5) <> [2,5] | (1,2) <> [1,2] | (0,\infty) <> (-\infty,0) | x < 5 <> x \le 5 | x < 5 <> x > 5
   | 1 \le x \le 2 <> (1,2) | x \ge 3 <> (3,\infty) | 2x<10 <> x<6
@@ -118,7 +123,7 @@ def pairs(table):
             yield answer, reference, sign == "=="
 
 
-def wrongly_marked(table):
+def wrongly_graded(table):
     wrong = []
     for answer, reference, right in pairs(table):
         if answers.same(answer, reference) != right or answers.same(reference, answer) != right:
@@ -130,7 +135,7 @@ def test_numbers_units_times_and_words(monkeypatch):
     assert len([*pairs(NUMBERS)]) > 100
     if answers.math_verify is None:  # references of other kinds are refused then
         monkeypatch.setattr(answers, "needs_math_verify", lambda reference: False)
-    assert wrongly_marked(NUMBERS) == []
+    assert wrongly_graded(NUMBERS) == []
     assert not answers.same(None, "0") and not answers.same("", "0")
     assert answers.same("(B) 7", "B") and answers.same(r"\textbf{(B)} 7", "B")
 
@@ -138,15 +143,24 @@ def test_numbers_units_times_and_words(monkeypatch):
 @needs_math_verify
 def test_latex():
     assert len([*pairs(LATEX)]) > 100
-    assert wrongly_marked(LATEX) == []
+    assert wrongly_graded(LATEX) == []
 
 
 def test_without_math_verify_numbers_are_compared_and_latex_is_refused(monkeypatch):
     monkeypatch.setattr(answers, "math_verify", None)
-    assert answers.grade("#### 1,000", "1000") == ("1,000", True)
-    assert answers.grade(r"\boxed{\sqrt{4}}", "2") == (r"\sqrt{4}", False)
+    assert answers.same("1,000", "1000") and not answers.same(r"\sqrt{4}", "2")
     with pytest.raises(ValueError, match="pip install math-verify"):
-        answers.grade(r"\boxed{\sqrt4}", r"\sqrt{4}")
+        answers.same(r"\sqrt4", r"\sqrt{4}")
+
+
+def test_the_order_of_the_rewrites_does_not_matter(monkeypatch):
+    texts = []
+    for answer, reference, _ in pairs(LATEX):
+        texts += [answers.plain(answer), answers.plain(reference)]
+    rewritten = [answers.rewritten(text) for text in texts]
+    assert sum(map(str.__ne__, texts, rewritten)) > 20
+    monkeypatch.setattr(answers, "REWRITES", answers.REWRITES[::-1])
+    assert [answers.rewritten(text) for text in texts] == rewritten
 
 
 # ------------------------------------------------------------------------------ where it is
@@ -169,7 +183,30 @@ def test_without_math_verify_numbers_are_compared_and_latex_is_refused(monkeypat
     ("The answer is 18, since 20-2=18.", "18"),
     ("The answer is that she has 12.", "12"),
     ("first the answer is 3, no: the answer is 4.", "4"),
+    ("The answer is $5. She had $6.", "5"),
+    ("The answer is 42 as shown.", "42"),
+    ("Answer: 42 is the total.", "42"),
+    ("The answer is 5 km, not 7.", "5 km"),
+    ("The answer is 18 sq ft in all.", "18 sq ft"),
+    ("The answer is 18 square feet.", "18 square feet"),
+    ("The answer is 6 pm.", "6 pm"),
+    ("The answer is 6 in the evening.", "6 in the evening"),
+    ("The answer is 5 x 3 = 15 apples.", "15"),
+    ("#### 9 eggs * $2 per egg = $18 a day", "18"),
+    ("The answer is (5+3)*2 = 8*2 = 16 in all", "16"),
+    ("The answer is 18 = 20-2.", "18"),
+    ("The answer is 5 because 3 + 2 = 5 and 4 + 2 = 6", "5"),
+    ("The answer is x = 1, y = 2", "x = 1, y = 2"),
+    ("The answer is 2x + y = 7.", "2x + y = 7"),
+    ("The answer is 2x -3 = 7", "2x -3 = 7"),
+    ("The answer is 5x3=15", "15"),
     ("#### Step 1: 3+4\nThe answer is 7.", "7"),
+    ("#### Step 1: add\n5+3=8\n#### 8", "8"),
+    ("#### Step 1: add\n5+3=8 pens", "8"),
+    ("#### 8\n####", "8"),
+    ("#### 8\nor else #### 9", "9"),
+    ("#### 8\nThe answer is 7.", "8"),
+    ("#### Evelyn\n", "Evelyn"),
     ("He has 4*5=<<4*5=20>>20 left\nA: 20", "20"),
     ("She makes 9 * 2 = 18", "18"),
     ("5-3", "3"),
@@ -208,28 +245,30 @@ def test_plain_numbers_are_graded_as_in_training():
         form = rng.choice(["3+4=7\n#### {}", "#### {:,}\n", "so {:,}", "#### ${}. It is 9"])
         text = form.format(n)
         for reference in (f"{n:,}", str(n + 1)):
-            right = answers.grade(text, reference)[1]
+            right = answers.same(answers.find_answer(text), reference)
             assert right == common.is_right(text, reference) == (reference == f"{n:,}"), text
 
 
-def test_no_text_takes_long():
+def test_no_text_takes_long(monkeypatch):
     pieces = ["{", "}", "9", "(", "-", "\n", " ", "$", "#", "#### ", "1,", "= ", r"\boxed{",
-              r"\text{", r"\boxed{1} ", "answer is ", "final answer is $"]
+              r"\text{", r"\boxed{1} ", "answer is ", "final answer is $", "1 + ", "5 ab ", "1 = "]
     for piece in pieces:
         text = piece * (100_000 // len(piece))
-        began = time.perf_counter()
+        began = time.process_time()
         answers.find_answer(text)
+        answers.find_answer("The answer is " + text)
         answers.find_answer(r"\boxed{1}" + text + r"\boxed{2}")
-        assert time.perf_counter() - began < 2, piece
+        assert time.process_time() - began < 2, piece
     assert not answers.same("9" * 5000, "8" * 5000)
     if answers.math_verify is None:
         return
     hostile = ["10^{10^{10}}", "(10^7)!", r"\frac{1}{" * 40 + "2" + "}" * 40, "(" * 140,
                "9" * 10**5, "__import__('os').abort()"]
+    monkeypatch.setattr(answers, "SECONDS", 0.2)
     for text in hostile:
-        began = time.perf_counter()
+        began = time.process_time()
         assert not answers.same(text, "x=2")
-        assert time.perf_counter() - began < 4, text  # it is 1; other work may run beside
+        assert time.process_time() - began < 2, text
 
 
 def test_interval():
@@ -280,8 +319,8 @@ def test_layouts(tmp_path):
         assert found == [(prompt, answer) for _, prompt, answer in LAYOUTS]
     assert problems[1]["solution"] == "1+1=2\n#### 2"
     assert len(read(tmp_path / "p.txt", limit=2)) == 2
-    assert evaluate.mark("The answer is (B) 7.", problems[-1]) == ("(B) 7", True)
-    assert evaluate.mark("so 7", problems[-1])[1] and not evaluate.mark("so 5", problems[-1])[1]
+    assert evaluate.grade("The answer is (B) 7.", problems[-1]) == ("(B) 7", True)
+    assert evaluate.grade("so 7", problems[-1])[1] and not evaluate.grade("so 5", problems[-1])[1]
     mine = read(tmp_path / "p.txt", ["{problem}?", "{question}!", "{prompt}"])
     assert mine[2]["prompt"] == "c?"
     assert mine[4]["left_out"] == ["body"] and problems[4]["left_out"] == []
@@ -414,6 +453,14 @@ def test_answers_do_not_depend_on_batches_or_interruptions(ckpt, tmp_path, capsy
     run_script("extras/gsm8k_math/evaluate.py", "--problems", out, "--grade", "completion")
     assert f"{right / 6:.1%} of 6 answers are right" in capsys.readouterr().out
 
+    for row in rows:  # as if they had been corrected
+        row["answer"] = "87654321"
+    write(file, rows)
+    run_script("extras/gsm8k_math/evaluate.py", *flags, "--out", out)
+    assert right > 0 and "0.0% of 6 answers are right" in capsys.readouterr().out
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {(line["answer"], line["right"]) for line in lines} == {("87654321", False)}
+
 
 def test_a_problem_is_not_its_own_example(ckpt, tmp_path, capsys):
     names = ("Tom", "Ann", "Ben")
@@ -444,28 +491,25 @@ def test_flags_that_are_refused(tmp_path, monkeypatch, more, sentence):
     assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]
 
 
-def test_what_a_terminal_cannot_show_or_would_obey_is_spelt_out(ckpt, tmp_path):
+def test_what_a_terminal_cannot_show_or_would_obey_is_spelt_out(ckpt, tmp_path, monkeypatch):
     rows = [{"question": "\x1b[31m数 \x07 pens?", "answer": "#### 4", "\x1b[2J": "\x9b"}]
     file = write(tmp_path / "p.jsonl", rows)
-    flags = ["--problems", file, "--ckpt", ckpt, "--device", "cpu", "--max_new_tokens", 9]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "extras/gsm8k_math/evaluate.py"), *map(str, flags)],
-        capture_output=True, cwd=tmp_path, env={**os.environ, "PYTHONIOENCODING": "ascii"})
-    assert done.returncode == 0, done.stderr
-    assert b"\x1b" not in done.stdout and b"\x07" not in done.stdout
-    assert b"\\x1b[31m\\u6570 \\x07 pens?" in done.stdout
-    assert b"not asked, of what the rows have: \\x1b[2J" in done.stdout
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    run_script("extras/gsm8k_math/evaluate.py", "--problems", file, "--ckpt", ckpt, "--device",
+               "cpu", "--max_new_tokens", 9, "--out", tmp_path / "a.jsonl")
+    assert b"\x1b" not in shown.getvalue() and b"\x07" not in shown.getvalue()
+    assert b"\\x1b[31m\\u6570 \\x07 pens?" in shown.getvalue()
+    assert b"not asked, of what the rows have: \\x1b[2J" in shown.getvalue()
 
 
-def test_a_closed_stdout_loses_nothing(ckpt, tmp_path):
+def test_a_closed_stdout_loses_nothing(ckpt, tmp_path, monkeypatch):
     rows = [{"question": f"{'pens ' * i}?", "answer": "#### 4"} for i in range(9)]
     file = write(tmp_path / "p.jsonl", rows)
-    flags = ["--problems", file, "--ckpt", ckpt, "--device", "cpu", "--max_new_tokens", 9,
-             "--micro_batch", 1, "--out", tmp_path / "a.jsonl"]
     reader, writer = os.pipe()
     os.close(reader)
-    argv = [sys.executable, str(ROOT / "extras/gsm8k_math/evaluate.py"), *map(str, flags)]
-    done = subprocess.run(argv, stdout=writer, stderr=subprocess.PIPE)
-    os.close(writer)
-    assert b"Traceback" not in done.stderr and done.returncode == 0, done.stderr
+    with open(writer, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        run_script("extras/gsm8k_math/evaluate.py", "--problems", file, "--ckpt", ckpt, "--device",
+                   "cpu", "--max_new_tokens", 9, "--micro_batch", 1, "--out", tmp_path / "a.jsonl")
     assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 9
