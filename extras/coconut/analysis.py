@@ -2,6 +2,7 @@
 
     python extras/coconut/analysis.py RUN                 RUN is a folder, as out/coconut/coconut-0
     python extras/coconut/analysis.py RUN --thoughts 2    with fewer thoughts than in training
+    python extras/coconut/analysis.py RUN --width 1       on graphs of another size
 """
 import argparse
 import sys
@@ -12,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from coconut import load, write_text
-from task import END, FIRST, Levels, ProsQA, search
+from task import END, FIRST, Levels, ProsQA, search, vocab_size
 
 import common
 
@@ -145,7 +146,12 @@ def main():
     flag("run", help="folder of a run")
     flag("--thoughts", type=int, help="how many; if left out, as many as in training's last stage")
     flag("--test", type=int, default=1000, help="held-out items")
+    for name in ("levels", "width", "extra"):
+        flag(f"--{name}", type=int, help="of the graphs; if left out, as in training")
+    flag("--prosqa", metavar="FILE", help="where the file lies, if it has been moved")
     args = parser.parse_args()
+    if args.test < 1:
+        raise ValueError("--test must be at least 1.")
 
     model, ckpt = load(args.run)
     n = ckpt["n_thoughts"]
@@ -154,7 +160,15 @@ def main():
     if not 0 <= n <= ckpt["n_thoughts"]:
         raise ValueError(f"{args.run} was trained with at most {ckpt['n_thoughts']} thoughts: give "
                          f"--thoughts from 0 to {ckpt['n_thoughts']}.")
-    items = make_task(ckpt["args"]).held_out("test", args.test)
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    task = make_task(ckpt["args"] | given)
+    config = model.config
+    positions = 3 * task.n_edges + 4 + n + task.n_steps + 2  # question, thoughts, text
+    if vocab_size(task) > config.vocab_size or positions > config.block_size:
+        raise ValueError(f"Graphs of {task.n_nodes} nodes and {task.n_edges} edges are too large "
+                         f"for {args.run}: it has labels for {config.vocab_size - FIRST} nodes and "
+                         f"a block size of {config.block_size}.")
+    items = task.held_out("test", args.test)
     result = accuracy(model, items, n, ckpt["layout"])
     print(f"{args.run} with {n} thoughts, {len(items)} held-out graphs: two-way accuracy "
           f"{result['two_way']:.1%}, greedy {result['greedy']:.1%}, "

@@ -36,7 +36,8 @@ def base_model(task, config, args, device):
     args: seed, base_steps, base_grow, base_lr, batch, markers, weight_decay, clip, out. Runs whose
     folders lie side by side share a base, so arms of one seed begin with the same weights.
     """
-    flags = "seed base_steps base_grow base_lr batch markers weight_decay clip".split()
+    flags = ("seed", "base_steps", "base_grow", "base_lr", "batch", "markers", "weight_decay",
+             "clip")
     key = {name: getattr(args, name) for name in flags}
     key["config"] = vars(config)
     key["task"] = [type(task).__name__, {k: v for k, v in vars(task).items() if type(v) is int}]

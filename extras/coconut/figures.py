@@ -28,6 +28,8 @@ RESULTS = HERE / "results"
 
 # group: {name of a run: its flags}
 ARMS = ("coconut", "cot", "no_cot", "pause_as_thought", "pause", "no_thought", "no_curriculum")
+ARMS_THAT_WRITE = {"cot"}  # steps, also after the last stage
+RATES = (0.001, 0.002, 0.004)
 GROUPS = {
     "arms": {arm: f"--arm {arm}" for arm in ARMS},
     "mixed": {"coconut_mixed": "--mix 0.3",
@@ -36,11 +38,11 @@ GROUPS = {
     "markers": {"markers": "--markers --base_steps 600",
                 "markers_3_layers": "--markers --base_steps 600 --layers 3"},
     "layers": {f"{arm}_{n}_layers": f"--arm {arm} --layers {n}"
-               for arm in ("coconut", "cot", "pause_as_thought") for n in (3, 4, 6)},
+               for n in (3, 4, 6) for arm in ("coconut", "pause_as_thought", "no_thought")},
     "graphs": {f"{arm}_{levels}x{width}": f"--arm {arm} --levels {levels} --width {width}"
-               for arm in ("coconut", "cot") for levels, width in ((2, 2), (4, 2), (3, 3), (4, 3))},
-    # Beside the default rate, on a seed that is not reported; "val" is what they are compared by.
-    "rates": {f"{arm}_lr{lr}": f"--arm {arm} --lr {lr}" for arm in ARMS for lr in (0.001, 0.004)},
+               for levels, width in ((2, 2), (4, 2), (3, 3), (4, 3)) for arm in ("coconut", "cot")},
+    # Each arm's rate is chosen by "val", on seeds that are not reported.
+    "rates": {f"{arm}_lr{lr}": f"--arm {arm} --lr {lr}" for arm in ARMS for lr in RATES},
 }
 
 
@@ -54,12 +56,17 @@ def train_run(out, flags, seed):
 
 
 def keep_row(out, group, name):
-    """Add the result of the run in the folder out to runs.jsonl, unless it is in it."""
+    """Put the result of the run in the folder out into runs.jsonl, in the place of an older one."""
     row = {"group": group, "name": name, **json.loads((out / "result.json").read_text())}
     row["args"].pop("out")
-    if row not in read_rows():
-        with open(RESULTS / "runs.jsonl", "a") as f:
-            f.write(json.dumps(row) + "\n")
+    rows = [old for old in read_rows() if key_of(old) != key_of(row)]
+    rows.append(row)
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (RESULTS / "runs.jsonl").write_text("".join(lines))
+
+
+def key_of(row):
+    return row["group"], row["name"], row["seed"]
 
 
 def read_rows():
@@ -70,28 +77,71 @@ def read_rows():
 
 
 # ------------------------------------------------------------------------------ tables
-def table(rows):
+def runs_table(rows):
     """Markdown: a line for each run, its numbers as mean and range over the seeds."""
-    lines = ["| run | two-way % | greedy % | tokens | seeds | s |", "|---|---|---|---|---|---|"]
+    lines = ["| run | two-way % | greedy % | path right % | tokens | seeds | s |",
+             "|---|---|---|---|---|---|---|"]
     for group, runs in GROUPS.items():
         for name in runs:
             found = [row for row in rows if (row["group"], row["name"]) == (group, name)]
-            if found:
-                lines.append(table_line(name, found))
-    return "\n".join(lines) + "\n"
+            if found and group != "rates":
+                lines.append(runs_line(name, found))
+    return "\n".join(lines)
 
 
-def table_line(name, rows):
+def runs_line(name, rows):
     def percent(key):
         values = [100 * row[key] for row in rows]
         mean = sum(values) / len(values)
         return f"{mean:.1f} ({min(values):.1f} to {max(values):.1f})"
 
+    path = "-"
+    if ARMS_THAT_WRITE & {rows[0]["arm"]}:
+        path = percent("path")
     tokens = sum(row["tokens"] for row in rows) / len(rows)
     seconds = sum(row["seconds"] for row in rows) / len(rows)
     seeds = ", ".join(str(row["seed"]) for row in rows)
-    return (f"| {name} | {percent('two_way')} | {percent('greedy')} | {tokens:.1f} | {seeds} | "
-            f"{seconds:.0f} |")
+    return (f"| {name} | {percent('two_way')} | {percent('greedy')} | {path} | {tokens:.1f} | "
+            f"{seeds} | {seconds:.0f} |")
+
+
+def rates_table(rows):
+    """Markdown: two-way accuracy on the graphs to choose by, a line an arm, a column a rate."""
+    heads = " | ".join(f"{lr:g}" for lr in RATES)
+    lines = [f"| arm, two-way % on val | {heads} |", "|---|---|---|---|"]
+    for arm in ARMS:
+        cells = []
+        for lr in RATES:
+            found = [row["val"] for row in rows if row["name"] == f"{arm}_lr{lr}"]
+            values = [f"{100 * val['two_way']:.1f}" for val in found]
+            cells.append(", ".join(values) or "-")
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def thoughts_table(curves, found):
+    """Markdown: what holds after k thoughts, as means over the test graphs of all seeds.
+
+    curves: {name: [accuracy after 0, 1, ... thoughts] of each seed}; found: as for
+    drawing.parallel, of 0, 1, ... thoughts.
+    """
+    lines = ["| run | thoughts | two-way % | frontier | its likeliest | on the way | off it |",
+             "|---|---|---|---|---|---|---|"]
+    for (name, n), items in found.items():
+        accuracy = sum(curve[n] for curve in curves[name]) / len(curves[name])
+        frontier = mean(sum(p for p, _, _ in nodes) for nodes in items)
+        top = mean(max((p for p, _, _ in nodes), default=0) for nodes in items)
+        forks = [nodes for nodes in items if len({leads for _, _, leads in nodes}) == 2]
+        on = mean(p for nodes in forks for p, _, leads in nodes if leads)
+        off = mean(p for nodes in forks for p, _, leads in nodes if not leads)
+        lines.append(f"| {name} | {n} | {100 * accuracy:.1f} | {frontier:.2f} | {top:.2f} | "
+                     f"{on:.2f} | {off:.2f} |")
+    return "\n".join(lines)
+
+
+def mean(values):
+    values = list(values)
+    return sum(values) / max(1, len(values))
 
 
 # ------------------------------------------------------------------------------ measures
@@ -154,24 +204,24 @@ def search_tree(run, i):
     item = run.items[i:i + 1]
     facts = analysis.all_facts(item)[0]
     p = [analysis.next_probabilities(run.model, item, n, run.layout)[0]
-         for n in range(run.n_thoughts)]
-    edges = [[s - FIRST, t - FIRST] for s, t in item.edges[0].tolist()]
+         for n in range(run.n_thoughts + 1)]
+    edges = [[s - FIRST, t - FIRST] for s, t in item.edges[0].tolist() if s >= FIRST]
     nodes = sorted({node for edge in edges for node in edge})
     return {
         "root": item.root.item() - FIRST,
         "target": item.target.item() - FIRST,
         "distractor": item.distractor.item() - FIRST,
         "edges": edges,
-        "steps": (item.steps[0] - FIRST).tolist(),
         "depth": {node - FIRST: distance for node, (distance, _, _) in facts.items()},
         "p": {node: [round(row[node + FIRST].item(), 4) for row in p] for node in nodes},
     }
 
 
 def case_study(cot, ours):
-    """A graph where CoT's first step is off the way to the target and Coconut's answer is right.
+    """A graph where CoT writes an edge that is off the way to the target and Coconut is right.
 
-    Returns (its number, the nodes that CoT wrote), or (None, None).
+    Returns (its number, the nodes that CoT wrote), or (None, None). The first step is always from
+    the root, so this is the first edge that goes wrong.
     """
     wrong = cot.outcomes(cot.n_thoughts)[:, 0] == 0
     right = ours.outcomes(ours.n_thoughts)[:, 0] == 1
@@ -185,24 +235,28 @@ def case_study(cot, ours):
 
 
 def draw_figures(out, seeds):
-    """All figures for which the folder out has runs of these seeds."""
+    """All figures for which the folder out has runs of these seeds. Returns thoughts_table."""
     runs = {}
     for name in drawing.LABELS:
         folders = [out / f"{name}-{seed}" for seed in seeds]
         runs[name] = [Run(folder) for folder in folders if (folder / "ckpt.pt").exists()]
-    thinking = [name for name in drawing.LABELS if name != "cot" and runs[name]]
+    thinking = [name for name in drawing.THINKING if runs[name]]
     if not thinking:
         print(f"No figures: {out} has no run with thoughts of these seeds.")
-        return
+        return ""
     # The paper looks into a model that has seen all numbers of thoughts; so do we, if there is one.
-    mixed = [name for name in thinking if name.endswith("mixed")] or thinking
-    ours = runs[mixed[0]]
+    # Its control, the same without recurrence, stands beside it.
+    shown = []
+    for name in ("coconut", "pause_as_thought"):
+        shown += [which for which in (f"{name}_mixed", name) if runs[which]][:1]
+    ours = runs[shown[0]]
 
     curves = {name: [accuracy_by_thoughts(run) for run in runs[name]] for name in thinking}
-    drawing.by_thoughts(RESULTS / "thoughts.png", curves, categories_by_thoughts(ours), mixed[0])
-    found = {(name, n): frontier_probabilities(runs[name], n) for name in mixed for n in (1, 2)}
-    drawing.parallel(RESULTS / "parallel.png", found)
-    drawing.by_height(RESULTS / "height.png", found)
+    drawing.by_thoughts(RESULTS / "thoughts.png", curves, categories_by_thoughts(ours), shown[0])
+    found = {(name, n): frontier_probabilities(runs[name], n)
+             for name in thinking for n in range(ours[0].n_thoughts)}
+    drawing.parallel(RESULTS / "parallel.png", found, shown)
+    drawing.by_height(RESULTS / "height.png", found, shown)
     drawing.sweeps(RESULTS / "sweeps.png", read_rows())
 
     trees = [search_tree(ours[0], i) for i in range(12)]
@@ -210,11 +264,12 @@ def draw_figures(out, seeds):
         i, written = case_study(runs["cot"][0], ours[0])
         if written:
             trees.insert(0, search_tree(ours[0], i) | {"cot": written})
-            drawing.case(RESULTS / "case.png", trees[0], written)
+            drawing.case(RESULTS / "case.png", trees[0])
     drawing.tree(RESULTS / "tree.png", trees[0])
     page = (HERE / "page.html").read_text(encoding="utf-8")
     page = page.replace("THE_DATA", json.dumps(trees))
     (RESULTS / "tree.html").write_text(page, encoding="utf-8")
+    return thoughts_table(curves, found)
 
 
 # ------------------------------------------------------------------------------ the command
@@ -241,10 +296,11 @@ def main():
                     train_run(out, flags, seed)
                 if (out / "result.json").exists():
                     keep_row(out, group, name)
-    text = table(read_rows())
+    rows = read_rows()
+    tables = [runs_table(rows), rates_table(rows), draw_figures(args.out, seeds)]
+    text = "\n\n".join(tables) + "\n"
     (RESULTS / "table.md").write_text(text)
     print(text)
-    draw_figures(args.out, seeds)
 
 
 if __name__ == "__main__":

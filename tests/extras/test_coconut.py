@@ -1,5 +1,7 @@
 """extras/coconut: the task has no shortcut; passes and stages are what the paper says they are."""
+import importlib
 import json
+import shlex
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -39,8 +41,8 @@ import model as model_module  # noqa: E402
 from model import GPT, GPTConfig, KVCache  # noqa: E402
 
 TRAIN = "extras/coconut/train.py"
-TINY = ("--levels 2 --layers 1 --heads 1 --channels 16 --base_steps 3 --stage_steps 4 --batch 4 "
-        "--warmup 1 --test 8 --device cpu").split()
+TINY = shlex.split("--levels 2 --layers 1 --heads 1 --channels 16 --base_steps 3 --stage_steps 4 "
+                   "--batch 4 --warmup 1 --test 8 --device cpu")
 LAYOUTS = [Layout(), Layout(markers=True), Layout(rescale=False), Layout("pause"),
            Layout("pause", markers=True)]
 
@@ -111,6 +113,38 @@ def shares_right(items):
 def test_no_shortcut(task):
     for rule, share in shares_right(draw(3000, task)).items():
         assert abs(share - 0.5) < 0.035, (rule, share)  # 3.8 standard deviations
+
+
+def share_of_walks_that_arrive(items, looks_ahead):
+    """How often a walk from the root ends at the target, in expectation over its choices.
+
+    It takes a child at random, but the target where that is among them; one that looks ahead avoids
+    children without children of their own.
+    """
+    def arrives(node, left):
+        if target in children[node]:
+            return 1.0
+        ways = children[node]
+        if looks_ahead:
+            ways = [child for child in ways if children[child]]
+        if left == 1 or not ways:
+            return 0.0
+        return sum(arrives(child, left - 1) for child in ways) / len(ways)
+
+    total = 0
+    for b, edges in enumerate(items.edges.tolist()):
+        target = items.target[b].item()
+        children = {node: [] for edge in edges for node in edge}
+        for s, t in edges:
+            children[s].append(t)
+        total += arrives(items.root[b].item(), items.steps.shape[1])
+    return total / len(items)
+
+
+def test_how_far_a_walk_without_search_gets():
+    items = Levels().held_out("test", 1000)
+    assert share_of_walks_that_arrive(items, looks_ahead=False) == pytest.approx(0.373, abs=1e-9)
+    assert share_of_walks_that_arrive(items, looks_ahead=True) == pytest.approx(0.624, abs=1e-9)
 
 
 def test_every_node_gets_every_label():
@@ -298,6 +332,14 @@ def test_writing_with_caches_equals_writing_without(model, layout):
         assert torch.equal(text[0, :-1], tokens[b])
 
 
+def test_writing_stops_when_the_first_token_is_the_end(model):
+    model.head = torch.nn.Linear(32, vocab_size(Levels()))
+    with torch.no_grad():
+        model.head.bias[END] = 100
+    tokens, logits = write_text(model, draw(3).question(), 1, Layout(), longest=4)
+    assert tokens.tolist() == [[END]] * 3 and logits.shape[1] == 1
+
+
 def test_what_does_not_fit_in_the_block_size_is_said(model):
     question = torch.full((2, 60), BAR)
     with pytest.raises(ValueError, match="block size of 64"):
@@ -331,8 +373,14 @@ def test_stages_optimizers_and_thoughts(tmp_path, monkeypatch):
 
     seen.clear()
     train(tmp_path / "mixed", "--mix", 1, "--stage_steps", 12)
-    stages = " ".join(str(s[0]) if s != "new optimizer" else "|" for s in seen).split("|")[1:]
-    assert [set(stage.split()) for stage in stages] == [{"0"}, {"0", "1"}, {"0", "1", "2"}]
+    stages = []
+    for what in seen:
+        if what == "new optimizer":
+            stages.append(set())
+        else:
+            stages[-1].add(what)
+    # k thoughts always come with the steps from k + 1 on: what is written when k are forced at test
+    assert stages == [{(0, 4)}, {(0, 4), (1, 3)}, {(0, 4), (1, 3), (2, 2)}]
 
     seen.clear()
     train(tmp_path / "cot", "--arm", "cot")
@@ -362,6 +410,24 @@ def test_every_item_is_tested_with_the_thoughts_of_the_last_stage(tmp_path, caps
     run_script("extras/coconut/analysis.py", tmp_path / "run", "--thoughts", 2)
     assert "2 thoughts, 2 held-out" in capsys.readouterr().out
     refused("extras/coconut/analysis.py", [str(tmp_path / "run"), "--thoughts", "7"], "at most 6")
+
+
+def test_bad_input_is_refused_in_a_sentence(tmp_path, sentence):
+    train(tmp_path / "run")
+    run_script("extras/coconut/analysis.py", tmp_path / "run", "--width", 1, "--test", 4)
+    for flags, word in [
+        (["--levels", "3", "--width", "2"], "block size"),  # 14 nodes, labels for 10
+        (["--prosqa", str(tmp_path / "none.jsonl")], "no file"),
+        (["--thoughts", "3"], "at most 2"),
+        (["--test", "0"], "at least 1"),
+    ]:
+        sentence("extras/coconut/analysis.py", [str(tmp_path / "run"), *flags], word)
+    sentence("extras/coconut/analysis.py", [str(tmp_path)], "no run")
+    for flags, word in [(["--levels", "0"], "one level"), (["--mix", "2"], "--mix"),
+                        (["--prosqa", str(tmp_path / "none.jsonl")], "no file")]:
+        sentence(TRAIN, [*TINY, "--out", str(tmp_path / "other"), *flags], word)
+    sentence(TRAIN, [*TINY, "--out", str(tmp_path / "run")], "already")
+    assert not (tmp_path / "other").exists()
 
 
 # ------------------------------------------------------------------------------ the analyses
@@ -395,3 +461,57 @@ def test_probabilities_are_those_of_the_first_written_token(model):
     p = analysis.next_probabilities(model, items, 2, Layout())
     tokens, logits = write_text(model, items.question(), 2, Layout(), longest=1)
     assert torch.allclose(p, logits[:, 0].softmax(-1)) and torch.equal(p.argmax(-1), tokens[:, 0])
+
+
+# ------------------------------------------------------------------------------ the figures
+def test_tables_and_figures_of_small_runs(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="the figures are drawn with matplotlib")
+    figures = importlib.import_module("figures")
+    monkeypatch.setattr(figures, "RESULTS", tmp_path / "results")
+    runs = tmp_path / "runs"
+    for name in ("coconut", "cot", "no_thought"):
+        train(runs / f"{name}-0", "--arm", name, "--test", 30)
+    train(runs / "pause_as_thought_mixed-0", "--arm", "pause_as_thought", "--test", 30)
+    monkeypatch.setattr(sys, "argv", ["figures.py", "--draw_only", "--seeds", "1", "--out",
+                                      str(runs)])
+    figures.main()
+    figures.main()  # a second time changes no row
+    names = [(row["name"], row["seed"]) for row in figures.read_rows()]
+    assert sorted(names) == [("coconut", 0), ("cot", 0), ("no_thought", 0),
+                             ("pause_as_thought_mixed", 0)]
+    made = {file.name for file in figures.RESULTS.iterdir()}
+    assert made >= {"runs.jsonl", "table.md", "thoughts.png", "parallel.png", "height.png",
+                    "tree.png", "tree.html"}
+    row = figures.read_rows()[0]
+    sweep = [row, row | {"group": "layers"}, row | {"group": "graphs"}]
+    figures.drawing.sweeps(tmp_path / "sweeps.png", sweep)
+    assert (tmp_path / "sweeps.png").exists()
+    page = (figures.RESULTS / "tree.html").read_text()
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    assert len(data) >= 12 and all(len(p) == 3 for p in data[0]["p"].values())
+
+
+def test_the_case_study_is_one_where_cot_goes_wrong_and_coconut_does_not():
+    figures = importlib.import_module("figures")
+
+    class Fake:
+        """A run that answers and writes what it is told."""
+        n_thoughts = 0
+        items = hand_made()
+
+        def __init__(self, right, written):
+            self.right = torch.tensor([[float(right), 0, 0, 0]])
+            self.tokens = torch.tensor([written])
+
+        def outcomes(self, n):
+            return self.right
+
+        def written(self, n):
+            return self.tokens
+
+    ours = Fake(True, [15, END])
+    wrong = [11, 13, 13, 13, END]
+    assert figures.case_study(Fake(False, wrong), ours) == (0, [node - FIRST for node in wrong[:3]])
+    assert figures.case_study(Fake(True, [12, 14, 15, 15, END]), ours) == (None, None)
+    assert figures.case_study(Fake(False, [12, 13, 13, 13, END]), ours) == (None, None)
+    assert figures.case_study(Fake(False, wrong), Fake(False, wrong)) == (None, None)
