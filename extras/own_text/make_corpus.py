@@ -18,7 +18,6 @@ import json
 import multiprocessing
 import os
 import re
-import shutil
 import signal
 import sys
 import threading
@@ -294,9 +293,27 @@ def begin_or_go_on(work, key):
     made_of = work / "made_of.json"
     files.check_place(work, ["made_of.json", "*.npz", "*.npz.part"], overwrite=True)
     if made_of.exists() and made_of.read_bytes() != key:
-        shutil.rmtree(work)
+        remove(work)
     work.mkdir(parents=True, exist_ok=True)
     made_of.write_bytes(key)
+
+
+def remove(work):
+    """Remove the folder; what says that it is ours goes last, if this is killed."""
+    for file in [*work.glob("*.npz*"), work / "made_of.json"]:
+        file.unlink()
+    work.rmdir()
+
+
+def remove_if_used(work, out):
+    """Remove the folder, if a command was killed when its corpus was complete: the newer one."""
+    made_of = work / "made_of.json"
+    meta = out / "meta.json"
+    if not made_of.exists() or not meta.exists():
+        return
+    with files.lock(work):
+        if max(file.stat().st_mtime for file in work.iterdir()) <= meta.stat().st_mtime:
+            remove(work)
 
 
 def tokens_of(made):
@@ -317,14 +334,15 @@ def make_from_text(args):
     paths = files_of(args.text)
     val_paths = files_of(args.val)
     inputs = [*paths, *val_paths]
+    out = Path(args.out).resolve()
+    work = out.with_name(f"{out.name}.tokens")
+    remove_if_used(work, out)
     files.check_place(args.out, data.corpus_names(args.out), args.overwrite, inputs)
     check_templates(inputs, args.template, args.field)
     tokenizer = args.tokenizer or "embedded"
     enc = data.get_tokenizer(tokenizer)
     identity = data.tokenizer_id(enc)
     dtype = "uint16" if enc.n_vocab <= 2**16 else "uint32"
-    out = Path(args.out).resolve()
-    work = out.with_name(f"{out.name}.tokens")
     sources = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in inputs]
     templates = [*args.template, "{%s}" % args.field]
     counts = collections.Counter()
@@ -337,11 +355,11 @@ def make_from_text(args):
                                      overwrite=args.overwrite, inputs=inputs)
         except (ValueError, OSError, KeyboardInterrupt, concurrent.futures.BrokenExecutor) as e:
             if len([*work.glob("*.npz")]) < 2:  # that is soon made again
-                shutil.rmtree(work)
+                remove(work)
                 raise
             raise OSError(f"Stopped ({str(e) or 'interrupted'}). What was tokenized is kept in "
                           f"{work}: the same command goes on from there.") from None
-        shutil.rmtree(work)
+        remove(work)
     print(f"{counts['documents']:,} documents, {counts['equal']:,} of them equal to one before")
     data.report(args.out, meta)
 
