@@ -311,9 +311,8 @@ def remove_if_used(work, out):
     meta = out / "meta.json"
     if not made_of.exists() or not meta.exists():
         return
-    with files.lock(work):
-        if max(file.stat().st_mtime for file in work.iterdir()) <= meta.stat().st_mtime:
-            remove(work)
+    if max(file.stat().st_mtime for file in work.iterdir()) <= meta.stat().st_mtime:
+        remove(work)
 
 
 def tokens_of(made):
@@ -336,8 +335,9 @@ def make_from_text(args):
     inputs = [*paths, *val_paths]
     out = Path(args.out).resolve()
     work = out.with_name(f"{out.name}.tokens")
-    remove_if_used(work, out)
-    files.check_place(args.out, data.corpus_names(args.out), args.overwrite, inputs)
+    with files.lock(out), files.lock(work):  # the locks of a killed command go with them
+        remove_if_used(work, out)
+        files.check_place(out, data.corpus_names(out), args.overwrite, inputs)
     check_templates(inputs, args.template, args.field)
     tokenizer = args.tokenizer or "embedded"
     enc = data.get_tokenizer(tokenizer)

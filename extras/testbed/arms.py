@@ -1,0 +1,317 @@
+"""The setting and the arms: what is compared. The order is that in which they are run.
+
+An arm says what training makes of the tokens, in Python expressions of `t`, the tokens of a
+micro-batch (see Tokens in score.py). The testbed adds to `t`, by patches/columns.patch:
+
+    t.entropy      the entropy of the student's prediction, in nats
+    t.second_loss  the loss under a second reference, Arm.second
+    t.old_loss     the loss under a moving average of the student's weights, Arm.memory
+
+and gives these names to expressions: torch, place, top, of_window, in_window, gumbel.
+"""
+import dataclasses
+import sys
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path.append(str(ROOT))  # last: a run of a fork has put its own copy of the core first
+
+from data import KINDS  # noqa: E402 (the path first)
+from score import Tokens, place, select_topk  # noqa: E402
+
+
+# ------------------------------------------------------------------------------ the setting
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Sizes and seeds, the same for all arms. Token counts are those of training."""
+    budgets: tuple = (750_000, 1_500_000)  # what a student reads
+    seeds: tuple = (0, 1, 2, 3, 4)
+    tuning_seeds: tuple = (100, 101)  # a rate is chosen on these
+    depth: int = 2
+    block_size: int = 128
+    batch: int = 2048  # tokens in a step: one micro-batch, and so one pool
+    warmup: int = 50
+    web_tokens: int = 2_000_000
+    clean_tokens: int = 600_000  # of the reference's corpus
+    ref_tokens: int = 1_000_000  # what a reference reads
+    ref_rate: float = 6e-3
+    probes: int = 8  # times in a run at which the selection and the answers are looked at
+    documents: int = 256  # held-out problems whose answers' loss is measured
+    problems: int = 256  # held-out problems to solve
+    windows: int = 256  # held-out windows of each corpus
+
+    def corpus_flags(self, name):
+        """data.py's flags for a corpus, "plain" or "mixed"."""
+        flags = {"--web_tokens": self.web_tokens, "--ref_tokens": self.clean_tokens}
+        if name == "mixed":  # the web, and as many clean problems as the reference's corpus has
+            both = self.web_tokens + self.clean_tokens
+            flags["--web_tokens"] = both
+            flags["--clean_share"] = round(self.clean_tokens / both, 3)
+        return flags
+
+    def training_flags(self, tokens, rate, seed):
+        """The flags that both training scripts take."""
+        return {"--depth": self.depth, "--block_size": self.block_size,
+                "--batch_tokens": self.batch, "--micro_batch": self.batch // self.block_size,
+                "--warmup": self.warmup, "--lr": rate, "--tokens": tokens, "--seed": seed,
+                "--device": "cpu", "--eval_interval": 10**9, "--eval_windows": 16,
+                "--problems": 0}
+
+
+PROBE_STEPS = 2  # steps of a probe, each of other windows; they update nothing
+RATES = (3e-3, 6e-3)  # learning rates: every arm has its choice of these
+QUICK = Setting(budgets=(4096, 8192), seeds=(0, 1), tuning_seeds=(100,), depth=1, block_size=64,
+                batch=256, warmup=2, web_tokens=40_000, clean_tokens=20_000, ref_tokens=8192,
+                probes=2, documents=16, problems=8, windows=16)
+
+
+# ------------------------------------------------------------------------------ an arm
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One method. Of score and weight it has one; with neither it is plain CLM.
+
+    score   the top `ratio` of a micro-batch by it are trained on
+    weight  what the loss of each token counts, from 0 on; True and False are 1 and 0
+    distil  what the cross-entropy to the reference's prediction counts, beside `weight`
+    """
+    name: str
+    score: str = ""
+    weight: str = ""
+    distil: str = ""
+    ratio: float = 0.2
+    divide: str = "kept"  # the sum is divided by the weights kept, or by "all" N tokens
+    memory: float = 0.0  # decay of the moving average behind t.old_loss
+    second: str = ""  # the second reference: "web", a model of the noisy text, or "start"
+    corpus: str = "plain"
+    start: str = ""  # "ref": the student begins with the reference's weights
+    patch: str = ""  # a fork of train_slm.py, whose selection takes the place of ours
+    rates: tuple = RATES
+    group: str = "yours"
+    source: str = ""
+
+    @property
+    def expressions(self):
+        """{what it is: the expression}."""
+        named = {"score": self.score, "weight": self.weight, "distil": self.distil}
+        return {name: text for name, text in named.items() if text}
+
+    @property
+    def patches(self):
+        """The patches that it needs, in the order in which they are applied."""
+        text = " ".join(self.expressions.values())
+        patches = []
+        if any(f"t.{name}" in text for name in ("entropy", "second_loss", "old_loss")):
+            patches.append(HERE / "patches/columns.patch")
+        if self.weight:
+            patches.append(HERE / "patches/weights.patch")
+        if self.patch:
+            patches.append(Path(self.patch))
+        return patches
+
+    @property
+    def asks_reference(self):
+        """The passes of the reference over the text: of t.ref_loss, t.ref_entropy, of distil."""
+        text = " ".join(self.expressions.values())
+        passes = sum(f"t.{name}" in text for name in ("ref_loss", "ref_entropy"))
+        return passes + bool(self.distil)
+
+    @property
+    def key(self):
+        """What the numbers of a run depend on: the name and the words around it do not."""
+        fields = dataclasses.asdict(self)
+        for name in ("name", "rates", "group", "source"):
+            del fields[name]
+        if self.patch:
+            fields["patch"] = Path(self.patch).read_text()
+        return {name: value for name, value in fields.items() if value != DEFAULTS[name]}
+
+
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(Arm)}
+
+
+# ------------------------------------------------------------------------------ expressions
+def top(score, ratio):
+    """1 for the top `ratio` of the tokens by score, 0 for the others: (N,) -> (N,)."""
+    kept = torch.zeros_like(score)
+    kept[select_topk(score, ratio)] = 1
+    return kept
+
+
+def of_window(t, x):
+    """The mean of x in each window, for all tokens of it: (N,) -> (N,)."""
+    windows = x.view(-1, t.windows.T)
+    return windows.mean(1, keepdim=True).expand_as(windows).flatten()
+
+
+def in_window(t, x):
+    """The place of x in its window, 0 for the lowest: its top is a top of each window."""
+    windows = x.view(-1, t.windows.T)
+    return windows.argsort(1).argsort(1).float().flatten() + 1e-3 * t.random()
+
+
+def gumbel(t):
+    """Gumbel noise (N,): added to log p, the top k are a draw of k without replacement."""
+    return -(-t.random().clamp(1e-6, 1 - 1e-6).log()).log()
+
+
+NAMES = {"torch": torch, "place": place, "top": top, "of_window": of_window,
+         "in_window": in_window, "gumbel": gumbel, "KINDS": KINDS}
+
+
+def function_of(expression):
+    """The function of `t` that an expression stands for, as a line of SCORES is one.
+
+    ValueError if it is no Python, or does not give a number for each of some made-up tokens.
+    """
+    try:
+        typed = eval(f"lambda t: ({expression})", dict(NAMES))
+    except SyntaxError as e:
+        raise ValueError(f"{expression!r} is no Python expression: {e.msg}.") from None
+
+    def function(t):
+        value = typed(t)
+        if isinstance(value, (int, float)):  # the same for all tokens
+            value = torch.full_like(t.loss, value)
+        return value.float()
+
+    try:
+        numbers = function(MadeUp())
+        fits = torch.is_tensor(numbers) and numbers.shape == (MadeUp.N,)
+    except Exception as e:  # whatever a typed expression can do wrong
+        why = f"{type(e).__name__}: {e}".splitlines()[0].replace("'MadeUp' object", "t")
+        raise ValueError(f"{expression!r} does not work ({why}): t has loss, ref_loss, "
+                         "ref_entropy, entropy, old_loss, second_loss, kind and random(), one "
+                         "number a token.") from None
+    if not fits:
+        raise ValueError(f"{expression!r} must give one number a token, a tensor of the shape of "
+                         "t.loss.")
+    if not torch.isfinite(numbers).all():
+        raise ValueError(f"{expression!r} is not finite for some tokens.")
+    return function
+
+
+class MadeUp(Tokens):
+    """Tokens that no model has read, to try an expression on before anything is trained."""
+    N = 256
+
+    def __init__(self):
+        self.T = 64
+        generator = torch.Generator().manual_seed(0)
+        names = "loss ref_loss ref_entropy entropy second_loss old_loss".split()
+        for name in names:
+            self.__dict__[name] = 3 * torch.rand(self.N, generator=generator)
+        self.__dict__["kind"] = torch.arange(self.N) % len(KINDS)
+        self.windows = self  # of_window asks for its T
+        self.seed = 0
+
+
+# ------------------------------------------------------------------------------ the arms
+EXCESS = "t.loss - t.ref_loss"
+P = "(-t.loss).exp()"
+RHO = "RHO-1, arXiv 2404.07965"
+KNOWN = "(t.kind == 0)"  # maths
+
+ARMS = [
+    Arm("CLM", group="control"),
+    Arm("SLM 0.2", EXCESS, group="published", source=RHO),
+    Arm("random", "t.random()", group="control"),
+    Arm("oracle", f"{KNOWN} + t.random()", group="control"),
+    Arm("own loss", "t.loss", group="control", rates=(6e-3, 2.4e-2),
+        source="ESLM by loss, arXiv 2505.19893"),
+    Arm("CLM + clean text", corpus="mixed", group="left out"),
+    Arm("distillation", weight="0.5", distil="0.5", group="left out"),
+    Arm("excess > 1", weight=f"{EXCESS} > 1", group="ours"),
+    Arm("excess - max(R, H)", f"{EXCESS} - torch.maximum(t.ref_loss, t.ref_entropy)",
+        group="ours"),
+    Arm("SLM 0.6", EXCESS, ratio=0.6, group="published", source=RHO),
+    Arm("low R (static)", "-t.ref_loss", group="left out"),
+    Arm("L - old L", "t.loss - t.old_loss", memory=0.95, group="published",
+        source="sign of T3S, arXiv 2601.10348"),
+    Arm("old L - L", "t.old_loss - t.loss", memory=0.95, group="published",
+        source="sign of ssToken, arXiv 2510.18250"),
+    Arm("from the reference's weights", start="ref", group="left out"),
+    Arm("SLM 0.1", EXCESS, ratio=0.1, group="published", source=RHO),
+    Arm("SLM 0.2, others at 0.2", weight=f"0.2 + 0.8 * top({EXCESS}, 0.2)", group="left out"),
+    Arm("SLM 0.2, sum / N", weight=f"top({EXCESS}, 0.2)", divide="all", group="left out"),
+    Arm("SLM 0.05", EXCESS, ratio=0.05, group="published", source=RHO),
+    Arm("p (DFT)", weight=P, group="published", source="DFT, arXiv 2508.05629"),
+    Arm("L web - R", "t.second_loss - t.ref_loss", second="web", group="published",
+        source="TokenCleaning, fixed, arXiv 2502.01968"),
+    Arm("own entropy", "t.entropy", group="published", source="ESLM by entropy, arXiv 2505.19893"),
+    Arm("oracle of the learnable", weight=f"{KNOWN} & ({EXCESS} > 0.1)", group="control"),
+    Arm("distillation, unsure", weight="1 - 0.5 * (t.ref_entropy > 0.5)",
+        distil="0.5 * (t.ref_entropy > 0.5)", group="left out"),
+    Arm("middle R", "-(place(t.ref_loss) / len(t.loss) - 0.5).abs()", group="published",
+        source="Marion et al., arXiv 2309.04564, by token"),
+    Arm("windows by R", "-of_window(t, t.ref_loss)", group="left out"),
+    Arm("windows by excess", f"of_window(t, {EXCESS})", group="left out"),
+    Arm("L web - R > 1", weight="t.second_loss - t.ref_loss > 1", second="web", group="published",
+        source="TokenCleaning, a fixed cut for the whole text"),
+    Arm("L web - R, all but 0.1", "t.second_loss - t.ref_loss", ratio=0.9, second="web",
+        group="published", source="TOSS, arXiv 2603.01185"),
+    Arm("SLM 0.2, drawn", f"({EXCESS}).clamp(min=1e-6).log() + gumbel(t)", group="published",
+        source="a public re-implementation of RHO-1"),
+    Arm("SLM 0.2 of each window", f"in_window(t, {EXCESS})", group="ours"),
+    Arm("p > 0.1", weight=f"{P} > 0.1", group="published", source="ProFit, arXiv 2601.09195"),
+    Arm("focal", weight=f"(1 - {P}) ** 2", group="published", source="focal loss, 1708.02002"),
+    Arm("entropy (weights)", weight="t.entropy", group="published",
+        source="kin of MiLe, arXiv 2310.19531, and EAFT, arXiv 2601.02151"),
+    Arm("low R of a web reference", "-t.second_loss", second="web", ratio=0.6, group="published",
+        source="RHO-1's self-reference"),
+    Arm("excess > 1, and 1/5 of the others", weight=f"0.2 + 0.8 * ({EXCESS} > 1)", group="ours"),
+    Arm("void: the student's start", "t.loss - t.second_loss", second="start", group="control"),
+    Arm("void: the student itself", "t.loss - t.loss", group="control"),
+    Arm("L - old L, longer lag", "t.loss - t.old_loss", memory=0.99, group="published",
+        source="sign of T3S, arXiv 2601.10348"),
+    Arm("old L - L, longer lag", "t.old_loss - t.loss", memory=0.99, group="published",
+        source="sign of ssToken, arXiv 2510.18250"),
+    Arm("distillation alone", weight="0", distil="1", group="left out"),
+]
+
+# The third question: what is done with one kind of token, while the others are trained on.
+ACTIONS = {"drop": (0, False), "down-weight": (0.2, False), "distil": (0, True)}
+GROUPS_OF_KINDS = {
+    "easy": "(t.kind == 0) & (t.ref_loss < 0.1) & (t.loss < 0.1)",
+    "learnable": "(t.kind == 0) & (t.ref_loss < 0.1) & (t.loss >= 0.1)",
+    "unlearnable": "(t.kind == 0) & (t.ref_loss >= 0.1)",
+    "wrong": "t.kind == 1",
+    "prose": "t.kind == 2",
+    "junk": "t.kind == 4",
+}
+
+
+def kind_arms():
+    """The arms of kind x action."""
+    made = []
+    for kind, which in GROUPS_OF_KINDS.items():
+        for action, (weight, is_distilled) in ACTIONS.items():
+            distil = f"1 * ({which})" if is_distilled else ""
+            made.append(Arm(f"{kind}: {action}", weight=f"1 - {1 - weight:g} * ({which})",
+                            distil=distil, rates=(6e-3,), group="kinds"))
+    return made
+
+
+TUNING = 0  # in the place of a budget: the runs that choose an arm's rate
+
+
+def queue(setting):
+    """(arm, budget) in the order in which `table` runs them: what matters most comes first.
+
+    An arm is first run at the last of its rates, which is the better one as a rule. Its tuning
+    follows, and after it, where the other rate is better, the arm again.
+    """
+    short, *longer = setting.budgets
+    order = [(arm, short) for arm in ARMS[:9]]
+    order += [(ARMS[0], budget) for budget in longer]  # CLM with the operations of the others
+    order += [(arm, short) for arm in ARMS[9:20]]
+    for some in (ARMS[:20], ARMS[20:]):
+        order += [(arm, short) for arm in some]
+        order += [(arm, TUNING) for arm in some]
+        order += [(arm, short) for arm in some]
+        order += [(arm, budget) for budget in longer for arm in some[:10]]
+    order += [(arm, short) for arm in kind_arms()]
+    order += [(arm, budget) for budget in longer for arm in ARMS]
+    return order

@@ -1,0 +1,378 @@
+"""The tables and the figures, from records alone; and the row of a method of yours."""
+import re
+from pathlib import Path
+
+import arms
+import measure
+import numpy as np
+from arms import ARMS, KINDS
+
+COLOURS = {"control": "#444444", "left out": "#1b7837", "published": "#2166ac", "ours": "#b2182b",
+           "kinds": "#762a83", "yours": "#e08214"}
+WORDS = {"left out": "a baseline that papers leave out"}
+SLM = next(arm for arm in ARMS if arm.name == "SLM 0.2")
+TICKS = (0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7)  # of losses
+BASELINES = ("CLM", "SLM 0.2", "random", "oracle", "CLM + clean text", "distillation")
+
+
+def mean(records, name):
+    """The mean of a number over the seeds."""
+    return float(np.mean([record[name] for record in records]))
+
+
+def kept(records, kind):
+    """The share of a kind that is kept, over probes and seeds; 1 where all is trained on."""
+    if "kept" not in records[0]:
+        return 1.0
+    return float(np.mean([record["kept"][kind] for record in records]))
+
+
+def kept_all(records):
+    """The share of all tokens that has a weight."""
+    if "kept_all" not in records[0]:
+        return 1.0
+    return float(np.mean([record["kept_all"] for record in records]))
+
+
+def overlap(records):
+    """The mean overlap of neighbouring selections; None where all is kept, or weighed."""
+    if "overlap" not in records[0]:
+        return None
+    return float(np.mean([record["overlap"] for record in records]))
+
+
+# ------------------------------------------------------------------------------ tables
+def plan_rows(bench, tokens):
+    """[(arm, its records)] of the arms that have all seeds at a budget, best first."""
+    rows = []
+    for arm in [*ARMS, *arms.kind_arms()]:
+        records = bench.of(arm, tokens)
+        if len(records) == len(bench.setting.seeds):
+            rows.append((arm, records))
+    return sorted(rows, key=lambda row: mean(row[1], "answers"))
+
+
+def factor(bench, records, tokens):
+    """How many times fewer tokens than CLM to CLM's last loss on answers, in words."""
+    baseline = [record["curve"] for record in bench.of(ARMS[0], tokens)]
+    if baseline == [record["curve"] for record in records]:
+        return "1"
+    if len(baseline) < len(bench.setting.seeds):
+        return "–"
+    middle, low, high = measure.times_fewer(baseline, [record["curve"] for record in records])
+    if np.isnan(middle):
+        return "not reached"
+    if middle == bench.setting.probes:  # there at the first probe already
+        return f"{middle:.0f} or more"
+    lowest = f"{low:.1f}" if low else "–"
+    return f"{middle:.1f} ({lowest} to {high:.1f})"
+
+
+def cost(bench, arm, records, tokens):
+    """Operations over CLM's at the same budget: (of training, with references and scoring)."""
+    clm, _ = measure.operations(ARMS[0], bench.setting, tokens)
+    training, everything = measure.operations(arm, bench.setting, tokens, kept_all(records))
+    return training / clm, everything / clm
+
+
+def less_slm(bench, records, tokens):
+    """The loss on answers less SLM's of the same seed, the mean and its interval, in words.
+
+    A seed is the same start, order of data and reference in all arms.
+    """
+    of_seed = {record["seed"]: record["answers"] for record in bench.of(SLM, tokens)}
+    if any(record["seed"] not in of_seed for record in records):
+        return "–"
+    less = [record["answers"] - of_seed[record["seed"]] for record in records]
+    if not any(less):
+        return "0"
+    low, high = measure.interval(less)
+    return f"{np.mean(less):+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def result_row(bench, arm, records, tokens, is_tuned):
+    """The cells of an arm in the table of results."""
+    answers = [record["answers"] for record in records]
+    low, high = measure.interval(answers)
+    training, everything = cost(bench, arm, records, tokens)
+    rate = f"{records[0]['rate']:g}"
+    if not is_tuned:
+        rate += " (not tuned)"
+    return [
+        arm.name,
+        f"**{np.mean(answers):.3f}** ({low:.3f} to {high:.3f})",
+        less_slm(bench, records, tokens),
+        f"{mean(records, 'accuracy'):.1%}",
+        f"{mean(records, 'clean'):.3f}",
+        f"{mean(records, 'all'):.2f}",
+        factor(bench, records, tokens),
+        f"{training:.2f}, {everything:.2f}",
+        rate,
+    ]
+
+
+RESULT_HEAD = ["arm", "loss on answers", "less SLM 0.2, by seed", "accuracy", "clean loss",
+               "loss on all", "times fewer tokens than CLM", "operations: training, all", "rate"]
+
+
+def result_table(bench, tokens):
+    """Markdown: the arms by their loss on answers."""
+    rows = [result_row(bench, arm, records, tokens, bench.is_tuned(arm))
+            for arm, records in plan_rows(bench, tokens)]
+    return markdown(RESULT_HEAD, rows)
+
+
+def selection_table(bench, tokens):
+    """Markdown: what is kept of each true kind, and how much neighbouring selections overlap."""
+    rows = []
+    for arm, records in plan_rows(bench, tokens):
+        if "kept" not in records[0] or arm.group == "kinds":
+            continue
+        cells = [arm.name, f"{kept_all(records):.0%}"]
+        cells += [f"{kept(records, kind):.0%}" for kind in KINDS]
+        same = overlap(records)
+        cells.append("–" if same is None else f"{same:.2f}")
+        rows.append(cells)
+    return markdown(["arm", "of all", *KINDS, "overlap"], rows)
+
+
+def arm_table():
+    """Markdown: what each arm is, and where it is from."""
+    rows = []
+    for arm in ARMS:
+        parts = [f"{name} `{text}`" for name, text in arm.expressions.items()]
+        if arm.score:
+            parts.append(f"ratio {arm.ratio:g}")
+        if arm.divide == "all":
+            parts.append("divided by N")
+        if arm.memory:
+            parts.append(f"average of {arm.memory:g}")
+        if arm.second:
+            parts.append(f"second reference: {arm.second}")
+        if arm.corpus != "plain":
+            parts.append("the mixed corpus")
+        if arm.start:
+            parts.append("starts from the reference")
+        rows.append([arm.name, ", ".join(parts) or "all tokens", arm.group, arm.source or "–"])
+    return markdown(["arm", "what it is", "group", "source"], rows)
+
+
+def markdown(head, rows):
+    """A table, its cells given as text."""
+    lines = [head, ["---"] * len(head), *rows]
+    cleaned = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in cleaned)
+
+
+def tables(bench):
+    """{marker: markdown} of all that is generated in RESULTS.md."""
+    made = {"arms": arm_table()}
+    for number, tokens in enumerate(bench.setting.budgets, 1):
+        made[f"results-{number}"] = result_table(bench, tokens)
+        made[f"selection-{number}"] = selection_table(bench, tokens)
+    return made
+
+
+def fill(document, made):
+    """A document with what stands between its markers replaced: <!-- table: NAME -->."""
+    for name, table in made.items():
+        pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
+        document = re.sub(pattern, lambda m, table=table: f"{m[1]}{table}\n{m[2]}", document,
+                          flags=re.DOTALL)
+    return document
+
+
+# ------------------------------------------------------------------------------ figures
+def pyplot():
+    """matplotlib without a screen. ValueError if it is not there."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise ValueError("The figures need matplotlib: pip install matplotlib") from None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+    return plt
+
+
+def band(bench, tokens):
+    """The least and the most loss on answers of the seeds of random selection, or None."""
+    random = next(arm for arm in ARMS if arm.name == "random")
+    losses = [record["answers"] for record in bench.of(random, tokens)]
+    return (min(losses), max(losses)) if losses else None
+
+
+def dot_plot(bench, rows, tokens, file, title):
+    """The arms by their loss on answers: every seed a dot, the mean a bar, random a band."""
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.23 * len(rows)), layout="constrained")
+    limits = band(bench, tokens)
+    if limits:
+        axes.axvspan(*limits, color="#dddddd", lw=0, label="random, least to most")
+    seen = set()
+    for place, (arm, records) in enumerate(rows):
+        losses = [record["answers"] for record in records]
+        label = None if arm.group in seen else WORDS.get(arm.group, arm.group)
+        seen.add(arm.group)
+        colour = COLOURS[arm.group]
+        axes.plot(losses, [place] * len(losses), "o", ms=3.5, alpha=0.6, color=colour, mew=0)
+        axes.plot(np.mean(losses), place, "|", ms=12, mew=2, color=colour, label=label)
+    axes.set_yticks(range(len(rows)), [arm.name for arm, _ in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(axis="x", color="#eeeeee")
+    axes.set_axisbelow(True)
+    axes.set_xlabel("loss on the answers of held-out problems, nats a token (lower is better)")
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in TICKS if low < tick < high]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_title(title, fontsize=10)
+    figure.legend(fontsize=7, frameon=False, loc="outside lower center", ncols=6)
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
+def draw_operations(bench, file):
+    """Loss on answers against all operations, references and scoring counted, at both budgets."""
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    clm, _ = measure.operations(ARMS[0], bench.setting, bench.setting.budgets[0])
+    for tokens, mark in zip(bench.setting.budgets, "os", strict=True):
+        for arm, records in plan_rows(bench, tokens):
+            if arm.group == "kinds":
+                continue
+            _, needed = measure.operations(arm, bench.setting, tokens, kept_all(records))
+            loss = mean(records, "answers")
+            axes.plot(needed / clm, loss, mark, ms=4, color=COLOURS[arm.group])
+            axes.annotate(arm.name, (needed / clm, loss), (4, 0), textcoords="offset points",
+                          fontsize=6, va="center")
+    axes.loglog()
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("{x:.1f}")
+    axes.tick_params(which="minor", labelsize=7)
+    axes.set_xlabel("operations, references and scoring counted; CLM at the smaller budget is 1")
+    axes.set_ylabel("loss on answers")
+    axes.set_title("dots: the smaller budget; squares: the larger", fontsize=9)
+    axes.grid(which="both", color="#eeeeee")
+    axes.set_axisbelow(True)
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
+RATIO_ARMS = ("SLM 0.05", "SLM 0.1", "SLM 0.2", "SLM 0.6")
+THRESHOLD_ARMS = ("excess > 1", "excess - max(R, H)")
+
+
+def draw_ratio(bench, tokens, file):
+    """Question (a): what a fixed ratio and a threshold keep of each kind, through training."""
+    found = {arm.name: bench.of(arm, tokens) for arm in ARMS}
+    names = [name for name in (*RATIO_ARMS, *THRESHOLD_ARMS) if found[name]]
+    if not names:
+        return
+    plt = pyplot()
+    figure, panels = plt.subplots(1, len(names), figsize=(1 + 1.7 * len(names), 2.6), sharey=True,
+                                  layout="constrained", squeeze=False)
+    colours = ("#d95f02", "#e7298a", "#7570b3", "#1b9e77", "#666666")
+    for axes, name in zip(panels[0], names, strict=True):
+        records = found[name]
+        for kind, colour in zip(KINDS, colours, strict=True):
+            curves = np.array([record["kept"][kind] for record in records])
+            read = np.arange(1, curves.shape[1] + 1) * tokens / curves.shape[1] / 1e3
+            axes.plot(read, 100 * curves.mean(0), color=colour, label=kind)
+        axes.set_title(f"{name}\nloss on answers {mean(records, 'answers'):.3f}", fontsize=9)
+        axes.set_xlabel("thousand tokens")
+        axes.set_yscale("symlog", linthresh=1)
+        axes.set_yticks((0, 1, 10, 100), ("0", "1 %", "10 %", "100 %"))
+    panels[0][0].set_ylabel("kept of each kind")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=7, frameon=False, loc="outside right center")
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
+def draw_signs(bench, tokens, file):
+    """Question (b): both signs of L - old L, as loss on answers through training."""
+    plt = pyplot()
+    names = [arm for arm in ARMS if "old_loss" in arm.score or arm.name in ("CLM", "SLM 0.2")]
+    names = [arm for arm in names if bench.of(arm, tokens)]
+    if not any("old_loss" in arm.score for arm in names):
+        return
+    figure, axes = plt.subplots(figsize=(5.5, 3), layout="constrained")
+    for arm in names:
+        curves = np.array([record["curve"] for record in bench.of(arm, tokens)])
+        read = np.arange(1, curves.shape[1] + 1) * tokens / curves.shape[1] / 1e3
+        line, = axes.plot(read, curves.mean(0), label=arm.name)
+        axes.fill_between(read, curves.min(0), curves.max(0), color=line.get_color(), alpha=0.15,
+                          lw=0)
+    axes.set_xlabel("thousand tokens")
+    axes.set_ylabel("loss on answers")
+    figure.legend(fontsize=7, frameon=False, loc="outside right center")
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
+def draw_kinds(bench, tokens, file):
+    """Question (c): what is done with one kind, against CLM, which trains on it."""
+    clm = bench.of(ARMS[0], tokens)
+    losses = {arm.name: mean(bench.of(arm, tokens), "answers")
+              for arm in arms.kind_arms() if bench.of(arm, tokens)}
+    if not losses or not clm:
+        return
+    table = np.full((len(arms.GROUPS_OF_KINDS), len(arms.ACTIONS)), np.nan)
+    for row, kind in enumerate(arms.GROUPS_OF_KINDS):
+        for column, action in enumerate(arms.ACTIONS):
+            if f"{kind}: {action}" in losses:
+                table[row, column] = losses[f"{kind}: {action}"] - mean(clm, "answers")
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(4.2, 3.2), layout="constrained")
+    most = np.nanmax(np.abs(table))
+    axes.imshow(table, cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto")
+    for (row, column), value in np.ndenumerate(table):
+        if not np.isnan(value):
+            axes.text(column, row, f"{value:+.3f}", ha="center", va="center")
+    axes.set_xticks(range(len(arms.ACTIONS)), arms.ACTIONS)
+    axes.set_yticks(range(len(arms.GROUPS_OF_KINDS)), arms.GROUPS_OF_KINDS)
+    axes.set_title("loss on answers, less that of CLM", fontsize=10)
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
+def draw(bench, folder, document=None):
+    """All figures into a folder, and the tables into a document, if one is given."""
+    folder = Path(folder)
+    for number, tokens in enumerate(bench.setting.budgets, 1):
+        rows = [row for row in plan_rows(bench, tokens) if row[0].group != "kinds"]
+        if rows:
+            title = f"{tokens:,} tokens, {len(bench.setting.seeds)} seeds"
+            dot_plot(bench, rows, tokens, folder / f"table{number}.png", title)
+    draw_operations(bench, folder / "operations.png")
+    short = bench.setting.budgets[0]
+    draw_ratio(bench, short, folder / "ratio.png")
+    draw_signs(bench, short, folder / "signs.png")
+    draw_kinds(bench, short, folder / "kinds.png")
+    if document:
+        document.write_text(fill(document.read_text(), tables(bench)))
+    print(f"The figures are in {folder}" + (f", the tables in {document}." if document else "."))
+
+
+# ------------------------------------------------------------------------------ yours
+def show_yours(bench, own, arm, folder):
+    """Print the row of your arm between the baselines' recorded rows, and draw them."""
+    tokens = own.setting.budgets[0]
+    named = [other for other in ARMS if other.name in BASELINES]
+    rows = [(other, bench.of(other, tokens)) for other in named]
+    rows = [row for row in rows if row[1]] + [(arm, own.of(arm, tokens))]
+    rows.sort(key=lambda row: mean(row[1], "answers"))
+    cells = [result_row(bench, other, records, tokens, other == arm or bench.is_tuned(other))
+             for other, records in rows]
+    widths = [max(map(len, column)) for column in zip(RESULT_HEAD, *cells, strict=True)]
+    for line in [RESULT_HEAD, *cells]:
+        padded = [cell.replace("**", "").ljust(width) for cell, width
+                  in zip(line, widths, strict=True)]
+        mark = "> " if line[0] == arm.name else "  "
+        print(mark + "  ".join(padded).rstrip())
+    file = Path(folder) / "yours.png"
+    dot_plot(bench, rows, tokens, file, f"{tokens:,} tokens, {len(own.setting.seeds)} seeds")
+    print(f"The figure is {file}.")

@@ -1,0 +1,359 @@
+"""Token selection settled by experiment: run what is missing, or try a method of your own.
+
+    python extras/testbed/run.py --score "t.loss - 0.5 * t.ref_loss"   # the top fifth by it
+    python extras/testbed/run.py --weight "(-t.loss).exp()"            # what each token counts
+    python extras/testbed/run.py --patch extras/forks/ema_reference.patch
+    python extras/testbed/run.py table                                 # what is missing, then draw
+    python extras/testbed/run.py draw                                  # tables and figures alone
+
+A run is a process. Its record is a line of results/runs.jsonl; what has a record is not run again,
+and a run that was stopped is begun anew. Checkpoints and corpora are in out/testbed.
+"""
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import arms
+from arms import HERE, QUICK, ROOT, Arm, Setting
+
+REFERENCE = Arm("the reference", corpus="clean")
+WEB_REFERENCE = Arm("a reference of the noisy text")
+START = Arm("the student's start")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training: an arm at a budget and a rate, from a seed. whole: measure everything."""
+    arm: Arm
+    tokens: int
+    rate: float
+    seed: int
+    whole: bool = True
+
+    @property
+    def id(self):
+        """What finds its record again: all that the numbers depend on."""
+        key = json.dumps(self.arm.key, sort_keys=True)
+        return f"{key} {self.tokens} {self.rate:g} {self.seed}"
+
+    @property
+    def folder(self):
+        """Its folder's name."""
+        return hashlib.sha256(self.id.encode()).hexdigest()[:12]
+
+
+class Bench:
+    """A folder for runs and a file of records. ValueError if a run fails."""
+    def __init__(self, work, results, setting=None, jobs=1):
+        self.work = Path(work)
+        self.file = Path(results) / "runs.jsonl"
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.setting = setting or Setting()
+        self.jobs = jobs
+        self.records = {}
+        if self.file.exists():
+            for line in self.file.read_text().splitlines():
+                record = json.loads(line)
+                self.records[record["id"]] = record
+
+    # -------------------------------------------------------------------------- what to run
+    def tuning(self, arm):
+        """The runs that an arm's rate is chosen on: at the smaller budget, for all budgets.
+
+        None if there is nothing to choose from.
+        """
+        if len(arm.rates) == 1:
+            return []
+        tokens = self.setting.budgets[0]
+        return [Run(arm, tokens, rate, seed, whole=False)
+                for rate in arm.rates for seed in self.setting.tuning_seeds]
+
+    def is_tuned(self, arm):
+        """Whether all the runs that an arm's rate is chosen on have records."""
+        return all(run.id in self.records for run in self.tuning(arm))
+
+    def rate(self, arm):
+        """The rate of the lowest mean loss on answers; the last of its rates until it is tuned."""
+        if not self.is_tuned(arm):
+            return arm.rates[-1]
+        losses = dict.fromkeys(arm.rates, 0)
+        for run in self.tuning(arm):
+            losses[run.rate] += self.records[run.id]["answers"]
+        return min(losses, key=losses.get)
+
+    def wanted(self, arm, tokens):
+        """The runs of an arm at a budget, at its rate as far as it is known; or arms.TUNING."""
+        if tokens == arms.TUNING:
+            return self.tuning(arm)
+        return [Run(arm, tokens, self.rate(arm), seed) for seed in self.setting.seeds]
+
+    def next_run(self, queue, running=()):
+        """The first run of the queue, (arm, budget) each, that has no record and is not running.
+
+        The budget can be arms.TUNING, for the runs that choose the rate.
+        """
+        busy = {run.id for run in running}
+        for arm, tokens in queue:
+            for run in self.wanted(arm, tokens):
+                if run.id not in self.records and run.id not in busy:
+                    return run
+        return None
+
+    def of(self, arm, tokens):
+        """The records of an arm's seeds at a budget, those that there are."""
+        wanted = self.wanted(arm, tokens)
+        return [self.records[run.id] for run in wanted if run.id in self.records]
+
+    # -------------------------------------------------------------------------- running
+    def work_off(self, queue):
+        """Run what the queue lacks, self.jobs at a time; one that fails stops them all."""
+        running = {}  # run: its process
+        try:
+            while True:
+                while len(running) < self.jobs:
+                    run = self.next_run(queue, running)
+                    if run is None:
+                        break
+                    running[run] = self.start(run)
+                if not running:
+                    return
+                ended = self.wait(running)
+                process = running.pop(ended)
+                self.finish(ended, process.returncode)
+        finally:
+            for process in running.values():
+                process.terminate()
+                process.wait()
+
+    def wait(self, running):
+        """The first of {run: process} that ends."""
+        while True:
+            for run, process in running.items():
+                if process.poll() is not None:
+                    return run
+            time.sleep(0.1)
+
+    def do(self, run):
+        """Run one now, if it has no record or its checkpoint is gone; returns its folder."""
+        folder = self.work / "runs" / run.folder
+        if run.id not in self.records or not (folder / "ckpt.pt").exists():
+            process = self.start(run)
+            try:
+                process.wait()
+            finally:
+                process.terminate()
+            self.finish(run, process.returncode)
+        return folder
+
+    def corpus(self, name):
+        """The folder of a corpus; it is made if it is not there."""
+        folder = self.work / "corpus" / name
+        if not (folder / "web/meta.json").exists():
+            flags = [str(word) for pair in self.setting.corpus_flags(name).items() for word in pair]
+            subprocess.run([sys.executable, str(ROOT / "data.py"), *flags, "--out", str(folder)],
+                           check=True)
+        return folder
+
+    def reference(self, seed):
+        """The folder of the reference of a seed."""
+        return self.do(Run(REFERENCE, self.setting.ref_tokens, self.setting.ref_rate, seed))
+
+    def second(self, name, seed):
+        """The folder of a second reference: see Arm.second."""
+        if name == "web":
+            rate = self.setting.ref_rate
+            return self.do(Run(WEB_REFERENCE, self.setting.ref_tokens, rate, 1000 + seed))
+        # One step at rate 0, from the student's seed.
+        return self.do(Run(START, self.setting.batch, 0.0, seed, whole=False))
+
+    def code(self, arm):
+        """The folder of the core that an arm runs: a copy, if it is patched."""
+        if not arm.patches:
+            return ROOT
+        content = b"".join(file.read_bytes() for file in [*sorted(ROOT.glob("*.py")), *arm.patches])
+        folder = self.work / "code" / hashlib.sha256(content).hexdigest()[:12]
+        if not folder.exists():
+            make_fork(arm.patches, folder)
+        return folder
+
+    def spec(self, run):
+        """What measure.py is told, see there. What the run needs is made first."""
+        arm = run.arm
+        plain = self.corpus("plain")
+        if arm.corpus == "clean":
+            corpus = plain / "ref"
+        else:
+            corpus = self.corpus(arm.corpus) / "web"
+        code = self.code(arm)
+        flags = self.setting.training_flags(run.tokens, run.rate, run.seed)
+        # Steps that update nothing do not count.
+        probes = self.setting.probes
+        flags["--tokens"] += probes * arms.PROBE_STEPS * self.setting.batch
+        script = "train_ref.py"
+        if arm.expressions or arm.patch:
+            script = "train_slm.py"
+            flags |= self.selection_flags(arm, run.seed, (code / script).read_text())
+        if arm.start == "ref":
+            flags["--init_from"] = str(self.reference(run.seed))
+        flags |= {"--snapshots": probes, "--data": str(corpus), "--target": str(plain / "ref"),
+                  "--out": str(self.work / "runs" / run.folder)}
+        return {"code": str(code), "script": script, "flags": flags, "web": str(plain / "web"),
+                "expressions": arm.expressions, "whole": run.whole,
+                "setting": dataclasses.asdict(self.setting),
+                "record": str(self.work / "runs" / f"{run.folder}.json")}
+
+    def selection_flags(self, arm, seed, script):
+        """The flags of train_slm.py that make the selection; `script` is its text, patched."""
+        flags = {}
+        if arm.asks_reference or arm.patch:
+            flags["--ref"] = str(self.reference(seed))
+        if arm.score or arm.weight:
+            flags["--score"] = "expression"
+        if arm.distil:
+            flags["--distil"] = "distil"
+        if arm.second:
+            flags["--second"] = str(self.second(arm.second, seed))
+        told = {"--ratio": arm.ratio, "--divide": arm.divide, "--memory": arm.memory}
+        return flags | {flag: value for flag, value in told.items() if f'"{flag}"' in script}
+
+    def start(self, run):
+        """The process of a run. What it says goes to a text file beside its folder."""
+        spec = self.spec(run)
+        base = self.work / "runs" / run.folder
+        base.parent.mkdir(parents=True, exist_ok=True)
+        Path(f"{base}.spec.json").write_text(json.dumps(spec))
+        words = [sys.executable, str(HERE / "measure.py"), f"{base}.spec.json"]
+        environment = dict(os.environ, OMP_NUM_THREADS="1", TQDM_DISABLE="1")
+        with open(f"{base}.txt", "w") as f:
+            # In a session of its own Ctrl-C does not reach it, but us, who end it.
+            return subprocess.Popen(words, stdout=f, stderr=f, env=environment,
+                                    start_new_session=True)
+
+    def finish(self, run, status):
+        """Write the record of a run that has ended. ValueError if it has failed."""
+        base = self.work / "runs" / run.folder
+        if status:
+            said = Path(f"{base}.txt").read_text().strip().splitlines() or ["nothing"]
+            raise ValueError(f"The run of {run.arm.name!r} failed and said: {said[-1]}")
+        spec = json.loads(Path(f"{base}.spec.json").read_text())
+        measured = json.loads(Path(spec["record"]).read_text())
+        flags = " ".join(f"{flag} {value}" for flag, value in spec["flags"].items())
+        record = {"arm": run.arm.name, "id": run.id, "tokens": run.tokens, "rate": run.rate,
+                  "seed": run.seed, "command": f"{spec['script']} {flags}", **measured,
+                  "hardware": f"{os.cpu_count()} cores of {platform.machine()}, one thread a run, "
+                              f"{self.jobs} at a time"}
+        self.records[run.id] = record
+        with open(self.file, "a") as f:
+            f.write(json.dumps(record) + "\n")
+        if run.arm not in (REFERENCE, WEB_REFERENCE, START):
+            shutil.rmtree(base)  # nothing asks for a student's checkpoints again
+        print(f"{run.arm.name}, {run.tokens:,} tokens, rate {run.rate:g}, seed {run.seed}: "
+              f"{measured['answers']:.3f} in {measured['seconds']:.0f} s", flush=True)
+
+
+def make_fork(patches, folder):
+    """A copy of the core with patches, whole or not at all. ValueError if one does not fit."""
+    part = Path(f"{folder}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for file in [*ROOT.glob("*.py"), ROOT / "vocab.tiktoken"]:
+        shutil.copy(file, part)
+    # Git must not take the folder for a part of this repository, which ignores it.
+    environment = dict(os.environ, GIT_CEILING_DIRECTORIES=str(part.resolve().parent))
+    for patch in patches:
+        done = subprocess.run(["git", "apply", str(patch.resolve())], cwd=part, env=environment,
+                              capture_output=True, text=True)
+        if done.returncode:
+            raise ValueError(f"{patch} cannot be applied to the scripts as they are: "
+                             f"{done.stderr.strip().splitlines()[-1]}")
+    part.rename(folder)
+
+
+# ------------------------------------------------------------------------------ the command
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    flag = parser.add_argument
+    flag("what", nargs="?", choices=("table", "draw"), help="all arms of arms.py")
+    flag("--score", default="", metavar="EXPRESSION", help="the top --ratio by it are trained on")
+    flag("--weight", default="", metavar="EXPRESSION", help="what the loss of each token counts")
+    flag("--patch", default="", metavar="FILE", help="a fork of train_slm.py, see extras/forks")
+    flag("--ratio", type=float, default=0.2, help="of --score and of --patch (default 0.2)")
+    flag("--memory", type=float, default=0.95, help="of the student's average, t.old_loss")
+    flag("--second", choices=("web", "start"), default="web", help="behind t.second_loss")
+    flag("--rates", type=float, nargs="+", default=arms.RATES, help="learning rates to choose from")
+    flag("--jobs", type=int, default=os.cpu_count(), help="runs at a time (default: one a core)")
+    flag("--quick", action="store_true", help="tiny runs, which are no results, in out/")
+    args = parser.parse_args(argv)
+    methods = [name for name in ("score", "weight", "patch") if getattr(args, name)]
+    if bool(args.what) == bool(methods):
+        parser.error("give table, draw, or one of --score, --weight, --patch")
+    if args.score and args.weight:
+        parser.error("--score selects and --weight weighs: give one of them")
+    if not 0 < args.ratio <= 1:
+        parser.error("--ratio must be above 0 and at most 1")
+    return args
+
+
+def yours(args):
+    """The arm that the flags describe. ValueError before anything is trained if it cannot be."""
+    for expression in filter(None, (args.score, args.weight)):
+        arms.function_of(expression)
+    if args.patch and not Path(args.patch).is_file():
+        raise ValueError(f"There is no patch {args.patch}.")
+    text = args.score + args.weight
+    arm = Arm(
+        "yours", args.score, args.weight, ratio=args.ratio, patch=args.patch,
+        memory=args.memory * ("old_loss" in text), rates=tuple(args.rates),
+        second=args.second if "second_loss" in text else "")
+    with tempfile.TemporaryDirectory() as folder:
+        make_fork(arm.patches, Path(folder) / "core")
+    return arm
+
+
+def main():
+    args = parse_args()
+    if not args.what:
+        arm = yours(args)
+    for stop in (signal.SIGINT, signal.SIGTERM):  # in the background Ctrl-C is ignored, if not told
+        signal.signal(stop, signal.default_int_handler)
+    setting = Setting()
+    work = ROOT / "out/testbed"
+    results = HERE / "results"
+    document = HERE / "RESULTS.md"
+    if args.quick:
+        setting = QUICK
+        work = ROOT / "out/testbed_quick"
+        results = work / "results"
+        document = None
+    bench = Bench(work, results, setting, args.jobs)
+    if args.what == "table":
+        bench.work_off(arms.queue(setting))
+    if args.what:
+        import figures
+        figures.draw(bench, results, document)
+        return
+    own = Bench(work, work / "yours", setting, args.jobs)
+    own.work_off([(arm, arms.TUNING)])
+    own.work_off([(arm, setting.budgets[0])])
+    import figures
+    figures.show_yours(bench, own, arm, work / "yours")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as e:
+        sys.exit(f"run.py: {e}")
+    except KeyboardInterrupt:
+        sys.exit("Interrupted. The same command goes on from here.")
