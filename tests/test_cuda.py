@@ -278,10 +278,11 @@ def test_a_step_needs_no_number_from_the_device(corpus):
     with torch.no_grad():
         loss = model.losses(h, y)
     t = Tokens(loss, windows, i, ZeroReference())
-    selected = select_topk(t.loss - t.ref_loss, 0.2)
+    score = t.loss - t.ref_loss
+    selected = select_topk(score, 0.2)
     model.losses(h[selected], y[selected]).mean().backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    means.add(loss=(loss.sum(), len(loss)), **t.metrics(selected))
+    means.add(loss=(loss.sum(), len(loss)), **t.metrics(selected, score))
     assert len(selected) == 52  # ceil(0.2 * 256): known without asking
     with pytest.raises(RuntimeError, match="meta"):
         means.read()

@@ -65,7 +65,7 @@ def open_pages(args):
 def open_model(path, args):
     """(model, its tokenizer, its checkpoint), with the device and dtype of args.
 
-    ValueError if they do not belong together, or if a weight is not finite.
+    ValueError if they do not belong together.
     """
     ckpt = common.load_checkpoint(path)
     enc = data.tokenizer_of(ckpt["tokenizer"], path)
@@ -73,8 +73,6 @@ def open_model(path, args):
     if enc.n_vocab > model.config.vocab_size:
         raise ValueError(f"{path} has a vocabulary of {model.config.vocab_size:,}, and its "
                          f"tokenizer {enc.n_vocab:,} tokens: they do not belong together.")
-    if not all(weight.isfinite().all() for weight in model.parameters()):
-        raise ValueError(f"{path} has weights that are not finite: its training has diverged.")
     return model, enc, ckpt
 
 

@@ -160,7 +160,7 @@ def test_texts_without_tokens_and_models_that_diverged_are_refused(models, write
     model = common.load_model(models / "slm.pt")
     model.head.weight.data *= math.nan
     save(models / "slm.pt", model)
-    with pytest.raises(ValueError, match="slm.pt has weights that are not finite"):
+    with pytest.raises(ValueError, match="slm.pt .*head.weight is not finite"):
         write()
     assert not (models / "new").exists()
 
