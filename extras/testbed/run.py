@@ -248,6 +248,7 @@ class Bench:
         spec = json.loads(Path(f"{base}.spec.json").read_text())
         measured = json.loads(Path(spec["record"]).read_text())
         flags = " ".join(f"{flag} {value}" for flag, value in spec["flags"].items())
+        flags = flags.replace(f"{ROOT}/", "")
         record = {"arm": run.arm.name, "id": run.id, "tokens": run.tokens, "rate": run.rate,
                   "seed": run.seed, "command": f"{spec['script']} {flags}", **measured,
                   "hardware": f"{os.cpu_count()} cores of {platform.machine()}, one thread a run, "
