@@ -180,8 +180,7 @@ def say_what_is_wrong(kind, error, trace):
     if is_mistake or os.environ.get("TRACEBACK"):
         traceback.print_exception(kind, error, trace)
     else:
-        said = files.printable(f"{Path(sys.argv[0]).name}: {said}")
-        print(said.replace("\n", "\\n"), file=sys.stderr)
+        print(files.one_line(f"{Path(sys.argv[0]).name}: {said}"), file=sys.stderr)
     if issubclass(kind, BrokenPipeError):  # of `| head`: Python must not try to write the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -922,5 +922,4 @@ if __name__ == "__main__":
         else:
             make_toy_corpora(args)
     except (OSError, ValueError, KeyboardInterrupt) as e:
-        said = files.printable(f"{str(e) or 'interrupted'} (Nothing half-made is left.)")
-        sys.exit(said.replace("\n", "\\n"))
+        sys.exit(files.one_line(f"{str(e) or 'interrupted'} (Nothing half-made is left.)"))

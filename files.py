@@ -157,6 +157,11 @@ def printable(text):
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in str(text))
 
 
+def one_line(text):
+    """Printable text in which line ends too are shown: a sentence that has a name in it."""
+    return printable(text).replace("\n", "\\n")
+
+
 def replace_what_stdout_lacks():
     """From now on print() writes \\u2260 for a character that the terminal's encoding lacks."""
     with contextlib.suppress(AttributeError):  # a notebook's stdout has no encoding to set

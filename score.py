@@ -154,14 +154,17 @@ class Reference:
         values = np.memmap(self.opened[name], np.float32, "r", offset=HEADER)
         return torch.from_numpy(values.reshape(-1, self.windows.T)[window_ids])
 
+    @cached_property
+    def _weights(self):
+        return files.file_hash(self.path)[:12]
+
     def _find_or_make(self, name):
         if not self.path.is_file():
             raise FileNotFoundError(f"There is no reference at {self.path}: train one first "
                                     "(python train_ref.py), or name another with --ref.")
-        weights = files.file_hash(self.path)[:12]
         corpus = self.windows.sha256[:12]
         precision = "bf16" if self.bf16 else "fp32"
-        key = f"{weights}-{corpus}-{self.windows.T}-{precision}"
+        key = f"{self._weights}-{corpus}-{self.windows.T}-{precision}"
         file = self.path.parent / "per_token" / f"{key}-{name}.npy"
         if self._is_whole(file):
             return file
@@ -171,7 +174,7 @@ class Reference:
         with guard:
             if not self._is_whole(file):
                 model = common.load_model(self.path, self.device, self.bf16, self.windows)
-                if files.file_hash(self.path)[:12] != weights:
+                if files.file_hash(self.path)[:12] != self._weights:
                     raise ValueError(f"{self.path} is being trained: let it end first.")
                 write_per_token(file, name, model, self.windows, self.device, self.compiled,
                                 self.batch)
