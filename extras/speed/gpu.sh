@@ -34,7 +34,7 @@ if [ "$SIZE" = tiny ]; then
           --eval_windows 4 --problems 2)
   compiled=--no-compile
 else
-  bench+=(--ratio 0.2 0.6 --warm_up 3)
+  bench+=(--ratio 0.2 0.6 --warm_up 5)
 fi
 if [ -n "${NANOGPT:-}" ]; then
   bench+=(--nanogpt "$NANOGPT")

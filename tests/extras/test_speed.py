@@ -185,7 +185,7 @@ def test_gpu_real_sh_runs_to_its_end(gpu_scripts):
     _, out = gpu_scripts("gpu_real.sh")
     runs = json.loads((out / "real.json").read_text())["runs"]
     assert list(runs) == [
-        "reference", "CLM, 20% useful", "SLM 0.2, 20% useful", "CLM with clean text, 20% useful",
+        "reference", "CLM, 20% useful", "CLM with clean text, 20% useful", "SLM 0.2, 20% useful",
         "random 0.2, 20% useful"]
     for run in runs.values():
         assert run["problem"] == ""
