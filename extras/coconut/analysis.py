@@ -47,7 +47,7 @@ def outcomes(model, items, n, layout):
         last = logits[rows, place]
         greedy = tokens[rows, place] == items.target
         two_way = last[rows, items.target] > last[rows, items.distractor]
-        kinds = categories(items, tokens)
+        kinds = categories(items, tokens, removed=None if n else 0)
         valid = torch.tensor([kind in ("correct path", "longer path") for kind in kinds])
         return torch.stack((greedy, two_way, valid, end_of(tokens)), dim=1).float()
 
@@ -72,10 +72,11 @@ KINDS = ("correct path", "longer path", "hallucination", "wrong target", "correc
          "incorrect label")
 
 
-def categories(items, tokens):
+def categories(items, tokens, removed=None):
     """What each row of written tokens is: one of KINDS, the categories of the paper's Fig. 5.
 
-    After k thoughts the steps from k + 1 on are written, so a path may begin anywhere in reach.
+    removed: how many steps thoughts have replaced, so that a path begins at the next one; None: it
+    may begin anywhere in reach.
     """
     kinds = []
     ends = end_of(tokens).tolist()
@@ -88,7 +89,10 @@ def categories(items, tokens):
             continue
         distance = search(edges, items.root[b].item())
         joined = all([s, t] in edges for s, t in pairwise(path))
-        if path[0] not in distance or not joined:
+        begins = path[0] in distance
+        if removed is not None:
+            begins = distance.get(path[0]) == removed + 1
+        if not begins or not joined:
             kinds.append("hallucination")
         elif path[-1] != target:
             kinds.append("wrong target")
@@ -163,7 +167,9 @@ def main():
     given = {name: value for name, value in vars(args).items() if value is not None}
     task = make_task(ckpt["args"] | given)
     config = model.config
-    positions = 3 * task.n_edges + 4 + n + task.n_steps + 2  # question, thoughts, text
+    markers = 2 * ckpt["layout"].markers
+    # question, markers, thoughts, text
+    positions = (3 * task.n_edges + 4) + markers + n + (task.n_steps + 2)
     if vocab_size(task) > config.vocab_size or positions > config.block_size:
         raise ValueError(f"Graphs of {task.n_nodes} nodes and {task.n_edges} edges are too large "
                          f"for {args.run}: it has labels for {config.vocab_size - FIRST} nodes and "

@@ -49,9 +49,10 @@ def base_model(task, config, args, device):
         ckpt = torch.load(file, map_location="cpu", weights_only=True)
         model.load_state_dict(ckpt["model"])
     else:
-        valid = train_base(model, task, args, device)
+        right = train_base(model, task, args, device)
+        print(f"base: {right:.0%} of the queries right in its last 50 steps")
         file.parent.mkdir(parents=True, exist_ok=True)
-        common.save_checkpoint(file, model=model.state_dict(), valid=valid)
+        common.save_checkpoint(file, model=model.state_dict(), right=right)
     return model
 
 

@@ -22,7 +22,8 @@ from model import GPT, GPTConfig, KVCache
 @dataclasses.dataclass
 class Layout:
     """What stands between the question and the text."""
-    inserted: str = "thought"  # or "pause": a learned token in the place of each thought
+    # or "pause": a learned token in the place of each thought; or "nothing": n is 0
+    inserted: str = "thought"
     markers: bool = False  # <bot> before and <eot> after the thoughts, also where there are none
     rescale: bool = True  # thoughts get the mean length of an embedding; the paper leaves theirs
 
@@ -48,37 +49,39 @@ def hidden(model, vectors, caches):
 
 
 def think(model, question, n, layout, caches):
-    """Read the question (B, Q) and think n thoughts; what was read is in the caches.
+    """Think n thoughts about the question (B, Q). Returns the vectors (B, ., C) not read yet.
 
-    Returns the vectors (B, ., C) that the next pass has to begin with: the last thought and <eot>.
+    These are the last thought or, where there is none, the whole question with its pauses; then
+    <eot>. What has been read is in the caches.
     """
     if layout.markers:
         question = F.pad(question, (0, 1), value=BOT)
-    vectors = model.embed(question)  # (B, Q, C)
+    unread = model.embed(question)  # (B, Q, C)
     if layout.inserted == "pause":
         pauses = model.embed(torch.full_like(question[:, :1], PAUSE)).expand(-1, n, -1)
-        vectors = torch.cat((vectors, pauses), dim=1)  # none depends on the next: one pass will do
+        unread = torch.cat((unread, pauses), dim=1)  # none depends on the next: one pass will do
     else:
-        for _ in range(n):  # n passes; the last thought is read in the next one
-            h = hidden(model, vectors, caches)[:, -1:]  # (B, 1, C)
+        for _ in range(n):  # read what is unread; its last hidden vector is the next thought
+            thought = hidden(model, unread, caches)[:, -1:]  # (B, 1, C)
             if layout.rescale:
-                h = F.normalize(h, dim=-1) * model.embed.weight.norm(dim=-1).mean()
-            vectors = h
+                length = model.embed.weight.norm(dim=-1).mean()
+                thought = F.normalize(thought, dim=-1) * length
+            unread = thought
     if layout.markers:
         eot = model.embed(torch.full_like(question[:, :1], EOT))
-        vectors = torch.cat((vectors, eot), dim=1)
-    return vectors
+        unread = torch.cat((unread, eot), dim=1)
+    return unread
 
 
 def coconut(model, question, n, text, layout):
     """Hidden vectors (B, S, C) that predict the text (B, S), after n thoughts about the question.
 
-    n + 1 passes; their keys and values stay in the graph, so the gradient reaches the question
-    through the thoughts.
+    n + 1 passes (one for pauses); their keys and values stay in the graph, so the gradient reaches
+    the question through the thoughts.
     """
     caches = [KVCache() for _ in model.blocks]
-    before = think(model, question, n, layout, caches)
-    vectors = torch.cat((before, model.embed(text[:, :-1])), dim=1)
+    unread = think(model, question, n, layout, caches)
+    vectors = torch.cat((unread, model.embed(text[:, :-1])), dim=1)
     return hidden(model, vectors, caches)[:, -text.shape[1]:]
 
 

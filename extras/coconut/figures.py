@@ -183,7 +183,7 @@ def categories_by_thoughts(runs):
     for n in range(runs[0].n_thoughts + 1):
         kinds = []
         for run in runs:
-            kinds += analysis.categories(run.items, run.written(n))
+            kinds += analysis.categories(run.items, run.written(n), removed=n)
         shares.append({kind: kinds.count(kind) / len(kinds) for kind in analysis.KINDS})
     return shares
 
@@ -265,7 +265,7 @@ def draw_figures(out, seeds):
         if written:
             trees.insert(0, search_tree(ours[0], i) | {"cot": written})
             drawing.case(RESULTS / "case.png", trees[0])
-    drawing.tree(RESULTS / "tree.png", trees[0])
+    drawing.tree(RESULTS / "tree.png", search_tree(ours[0], 0))  # the first graph, not a chosen one
     page = (HERE / "page.html").read_text(encoding="utf-8")
     page = page.replace("THE_DATA", json.dumps(trees))
     (RESULTS / "tree.html").write_text(page, encoding="utf-8")
@@ -282,7 +282,7 @@ def main():
     flag("--first_seed", type=int, default=0, help="the first of them")
     flag("--groups", nargs="*", choices=GROUPS, default=["arms", "mixed"], help="runs to make")
     flag("--draw_only", action="store_true", help="train nothing; draw what there is")
-    flag("--out", type=Path, default="out/coconut", help="folder of the runs")
+    flag("--out", type=Path, default="out/coconut_figures", help="folder of its runs alone")
     args = parser.parse_args()
     if args.seeds < 1:
         raise ValueError("--seeds must be at least 1.")

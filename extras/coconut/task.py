@@ -3,7 +3,7 @@
 An item is a list of directed edges in random order, two candidates, and the root, all as symbols:
 
     s t | s t | ... | ? x y root        the question
-    n1 n2 n3 target .                   the steps, the answer, the end
+    n1 n2 target target .               the steps (the last is the target), the answer, the end
 
 Levels draws graphs in which nothing but a search tells the candidates apart. ProsQA draws graphs
 in the way of the Coconut paper, whose candidates differ in more than that, and reads its files.
@@ -77,7 +77,7 @@ class Items:
         """
         B, D = self.steps.shape
         rows = torch.arange(B)
-        story = torch.full((B, D + 2 + removed), FILL)
+        story = torch.full((B, D + 2), FILL)
         story[:, :D] = self.steps
         story[rows, self.length] = self.target
         story[rows, self.length + 1] = END
@@ -221,7 +221,7 @@ class ProsQA:
         return self.items(rng, rng.choices(self.pool, k=n))
 
     def held_out(self, split, n):
-        """"val": n items of drawn graphs that are not in the pool; "test": n items of the file."""
+        """"val": n items drawn with other random numbers than the pool; "test": n of the file."""
         rng = stream(0, split)
         graphs = self.real[:n] if split == "test" else draw_prosqa(rng, n)
         return self.items(rng, graphs)

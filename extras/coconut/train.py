@@ -27,8 +27,8 @@ import common
 from model import GPTConfig, make_optimizer
 
 # arm: (what stands in the place of the steps, its stages, its learning rate).
-# Stage k removes k steps, stage D all of them. The rates of coconut, cot and pause_as_thought were
-# chosen on seeds that are not reported; the other arms take the last two's.
+# Stage k removes k steps, stage D all of them. The rates were chosen on seeds that are not
+# reported; the arms that are at chance at every rate have that of cot.
 ARMS = {
     "coconut": ("thought", "0 to D", 1e-3),
     "cot": ("nothing", "0", 2e-3),
@@ -46,7 +46,8 @@ flag = parser.add_argument
 # the method
 flag("--arm", choices=ARMS, default="coconut", help="what is trained")
 flag("--c", type=int, default=1, help="thoughts in the place of a step")
-flag("--mix", type=float, default=0.0, help="share of the batches that are of any stage so far")
+flag("--mix", type=float, default=0.0,
+     help="share of the batches whose stage is drawn from all so far")
 flag("--markers", action="store_true", help="<bot> and <eot> around the thoughts, as in the paper")
 flag("--raw", action="store_true", help="thoughts at their own length, as in the paper")
 # the task
@@ -77,7 +78,7 @@ flag("--overwrite", action="store_true", help="replace the run that is in --out"
 flag("--device", default="auto", help="cuda, mps or cpu; auto is the first that is there")
 flag("--threads", type=int, default=1, help="on a CPU; so small a model needs but one")
 args = parser.parse_args()
-inserted, stages, rate = ARMS[args.arm]
+inserted, span, rate = ARMS[args.arm]
 if args.lr is None:
     args.lr = rate
 args.out = args.out or f"out/coconut/{args.arm}-{args.seed}"
@@ -97,16 +98,25 @@ torch.set_num_threads(args.threads)
 device = common.pick_device(args.device)
 task = make_task(vars(args))
 D = task.n_steps
-stages = {"0": [0], "D": [D], "0 to D": list(range(D + 1))}[stages]
+stages = {"0": [0], "D": [D], "0 to D": list(range(D + 1))}[span]
+if args.mix and len(stages) == 1:
+    raise ValueError(f"--mix needs an arm with several stages, and {args.arm} has one.")
 layout = Layout(inserted, args.markers and inserted != "nothing", not args.raw)
-n_thoughts = 0 if inserted == "nothing" else args.c * stages[-1]  # at test, of every item
-starts = {i * args.stage_steps: k for i, k in enumerate(stages)}  # first step of a stage: stage
+
+
+def thoughts_for(stage):
+    return 0 if inserted == "nothing" else args.c * stage
+
+
+n_thoughts = thoughts_for(stages[-1])  # at test, of every item
+starts = {i * args.stage_steps: k for i, k in enumerate(stages)}  # {first step of a stage: stage}
 steps = args.stage_steps * (D + 2)  # of every arm: the last stage goes on to the end
 val = task.held_out("val", 250)
 rng = stream(args.seed, "train")
 
 # ------------------------------------------------------------------------------ model
-block_size = max(positions(task), 3 * task.n_edges + 4 + args.c * D + D + 2 + 2)
+longest = (3 * task.n_edges + 4) + 2 + args.c * D + (D + 2)  # question, markers, thoughts, text
+block_size = max(positions(task), longest)
 config = GPTConfig(vocab_size(task), block_size, n_layer=args.layers, n_head=args.heads,
                    n_embd=args.channels, tie_embeddings=True)
 model = base_model(task, config, args, device)
@@ -114,11 +124,6 @@ n_parameters = sum(p.numel() for p in model.parameters())
 print(f"{args.arm}: {n_parameters / 1e6:.3f}M parameters on {device}, {steps} steps of "
       f"{args.batch} items; graphs of {task.n_nodes} nodes and {task.n_edges} edges, {D} steps "
       f"deep; {n_thoughts} thoughts or pauses at test")
-
-
-def evaluate(items, k):
-    n = 0 if inserted == "nothing" else args.c * k
-    return accuracy(model, items, n, layout)
 
 
 # ------------------------------------------------------------------------------ the stages
@@ -137,15 +142,15 @@ for step in tqdm(range(steps), args.out, unit="step", mininterval=1):
     for group in optimizer.param_groups:
         group["lr"] = lr
 
-    shown = k
+    removed = k  # steps of the chain that thoughts replace
     if rng.random() < args.mix:
-        shown = rng.randint(stages[0], k)
-    n = 0 if inserted == "nothing" else args.c * shown
-    items = task.draw(rng, args.batch)  # fresh graphs in every step
-    text = items.text(removed=shown).to(device)  # (B, S)
+        removed = rng.randint(stages[0], k)
+    items = task.draw(rng, args.batch)  # new labels and a new order in every step
+    text = items.text(removed).to(device)  # (B, S)
+    n = thoughts_for(removed)
     h = coconut(model, items.question().to(device), n, text, layout)  # (B, S, C)
-    counts = text != FILL  # the loss is on the steps that remain, the answer and END
-    loss = model.losses(h[counts], text[counts])
+    has_loss = text != FILL  # the steps that remain, the answer and END
+    loss = model.losses(h[has_loss], text[has_loss])
     loss.mean().backward()
     means.add(loss=(loss.detach().sum(), len(loss)))
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
@@ -157,7 +162,7 @@ for step in tqdm(range(steps), args.out, unit="step", mininterval=1):
         row = {"step": done, "stage": k, **means.read(), "lr": lr, "grad_norm": float(grad_norm)}
         common.check_finite(row, args.out)
         if done % args.stage_steps == 0:
-            row |= evaluate(val, k)
+            row |= accuracy(model, val, thoughts_for(k), layout)
             tqdm.write(f"step {done}, stage {k}: loss {row['loss']:.3f}, on graphs to choose by "
                        f"greedy {row['greedy']:.1%}, two-way {row['two_way']:.1%}")
         common.write_log(args.out, row)
@@ -165,8 +170,8 @@ for step in tqdm(range(steps), args.out, unit="step", mininterval=1):
 # ------------------------------------------------------------------------------ the test
 seconds = time.perf_counter() - began
 result = {"arm": args.arm, "seed": args.seed, "n_thoughts": n_thoughts, "seconds": seconds}
-result["val"] = evaluate(val, stages[-1])
-result |= evaluate(task.held_out("test", args.test), stages[-1])
+result["val"] = accuracy(model, val, n_thoughts, layout)
+result |= accuracy(model, task.held_out("test", args.test), n_thoughts, layout)
 result["args"] = vars(args)
 common.save_checkpoint(out / "ckpt.pt", model=model.state_dict(), config=vars(config),
                        n_thoughts=n_thoughts, layout=vars(layout), args=vars(args))
