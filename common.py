@@ -145,8 +145,8 @@ def check_run(args, ckpt, train, val_target, world):
     if not 0 <= args.snapshots <= steps:
         raise ValueError(f"--snapshots must be from 0 to the number of steps, {steps}.")
     if ckpt and ckpt["step"] >= steps:
-        raise ValueError(f"The run in {args.out} is finished; give --overwrite to begin anew, or "
-                         "another --out.")
+        raise ValueError(f"The run in {args.out} has taken all its steps; give --overwrite to "
+                         "begin anew, or another --out.")
 
 
 def say_what_is_wrong(kind, error, trace):

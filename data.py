@@ -38,8 +38,9 @@ KINDS = ("math", "wrong", "prose", "boilerplate", "junk")
 class Windows:
     """The windows of one split of a corpus, on a fixed grid.
 
-    Window i is the tokens iT to iT + T, both of them too: T inputs, and the T targets one further.
-    A token is thus a target with the same context each time, so what a reference says of it can be
+    Window i is the T + 1 tokens from iT on: the first T are inputs, the last T their targets. The
+    grid takes no notice of documents: one may end inside a window, and the next is seen with it. A
+    token is thus a target with the same context each time, so what a reference says of it can be
     kept in a file. Epoch e visits every window once, in an order drawn from (seed, e): batch `step`
     is a function of the seed and the step, and a run that is resumed needs no other state.
 
@@ -64,6 +65,7 @@ class Windows:
         self.ids_file = open_checked(file, self.dtype, tokens, self.meta["vocab_size"],
                                      self.sha256)
         file = self.path / f"{split}.kind.bin"
+        # If meta.json promises kinds, a missing file is a mistake, not a corpus without kinds.
         self.has_kinds = file.exists() or bool(self.meta[split].get("kinds"))
         if self.has_kinds:
             self.kinds_file = open_checked(file, np.dtype(np.uint8), tokens, len(KINDS),
@@ -712,7 +714,7 @@ def report(folder, meta):
 
 # ------------------------------------------------------------------------------ the toy world
 # Arithmetic word problems, and a web in which they are scattered between other things. The kind of
-# every token is known, so one can see what a selection selects. A reader in a hurry may stop here.
+# every token is known, so one can see what a selection selects.
 NAMES = ("Tom Anna Ben Mia Sam Lily Jack Emma Leo Sara Max Ruth Paul Nina Adam Kate Omar Rosa Ivan "
          "June").split()
 THINGS = "apples books coins cards shells pens eggs stamps stones balls".split()

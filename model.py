@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-HEAD_ROWS = 1024  # tokens whose logits are made at a time; without a gradient no others are kept
+HEAD_ROWS = 1024  # tokens whose logits are made at a time; without a gradient only theirs are held
 
 
 @dataclasses.dataclass
@@ -73,14 +73,17 @@ def rotate(x, cos, sin):
 class KVCache:
     """The keys and values of one layer, of the positions seen so far."""
     def __init__(self):
-        self.length = 0  # positions
         self.k = self.v = None  # (B, n_kv_head, length, D)
+
+    @property
+    def length(self):
+        return 0 if self.k is None else self.k.shape[2]
 
     def append(self, k, v):
         if self.length:
             k = torch.cat((self.k, k), dim=2)
             v = torch.cat((self.v, v), dim=2)
-        self.k, self.v, self.length = k, v, k.shape[2]
+        self.k, self.v = k, v
         return k, v
 
 
@@ -108,7 +111,7 @@ class Attention(nn.Module):
             k, v = cache.append(k, v)  # (B, n_kv_head, past + T, D)
         # No selection comes here: a token whose loss is dropped stays in the others' context.
         mask = None
-        if past and T > 1:  # several new tokens: each sees all of the past, and those before it
+        if past and T > 1:  # not in training: several tokens after a cache see it, and those before
             mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0,
                                            enable_gqa=self.grouped)

@@ -30,24 +30,24 @@ SCORES = {
     "random": lambda t: t.random(),
     "oracle": lambda t: (t.kind == MATH) + t.random(),  # maths first, in any order
     # self-reference, Table 3 of the paper: the reference has read the noisy corpus itself, and what
-    # it finds easy is kept: low loss, low entropy, or low in both (the worse of the two places)
+    # it finds easy is kept: low loss, low entropy, or low in both (the larger of the ranks is)
     "ref_loss": lambda t: -t.ref_loss,
     "ref_entropy": lambda t: -t.ref_entropy,
-    "ref_loss+ref_entropy": lambda t: -torch.maximum(place(t.ref_loss), place(t.ref_entropy)),
+    "ref_loss+ref_entropy": lambda t: -torch.maximum(rank_of(t.ref_loss), rank_of(t.ref_entropy)),
 }
 
 
-def place(x):
-    """The place of each value in the order of all, 0 for the lowest: (N,) -> (N,) float."""
+def rank_of(x):
+    """The rank of each value among all, 0 for the lowest: (N,) -> (N,) float."""
     return x.argsort(stable=True).argsort().float()
 
 
 def select_topk(score, ratio, valid=None):
-    """I of the SLM loss: the indices of the top ceil(ratio * N) tokens by score, in rising order.
+    """I of the SLM loss: the indices of the ceil(ratio * N) tokens of highest score.
 
-    score (N,) -> (k,). Ties are broken arbitrarily. NaN counts as the highest score: it is
-    selected, so that a NaN loss is not hidden but stops the run. ValueError if the score is not
-    flat, or if ratio is not in (0, 1].
+    score (N,) -> (k,), sorted by index, as the tokens stand in the text. Ties are broken
+    arbitrarily. NaN counts as the highest score: it is selected, so that a NaN loss is not hidden
+    but stops the run. ValueError if the score is not flat, or if ratio is not in (0, 1].
 
     valid (N,) bool, for forks with padding: what may be selected; N is the number of those. It
     costs a wait for the device, since k is not known before.
@@ -186,19 +186,7 @@ class Reference:
         is_whole = False
         if common.ranks()[0] == 0 and file.exists() and sha256.exists():
             is_whole = sha256.read_bytes() == files.file_hash(file).encode()
-            is_whole = is_whole and has_numbers(file, (len(self.windows), self.windows.T))
         return common.gather(is_whole)[0]
-
-
-def has_numbers(file, shape):
-    """Whether a .npy file is as write_per_token makes it: float32, of that shape, all finite."""
-    try:
-        values = np.load(file, mmap_mode="r")
-    except (ValueError, EOFError):
-        return False
-    if values.dtype != np.float32 or values.shape != shape or np.isfortran(values):
-        return False
-    return values.offset == HEADER and all(np.isfinite(window).all() for window in values)
 
 
 @torch.no_grad()
@@ -251,7 +239,7 @@ def write_per_token(file, name, model, windows, device, compiled=False, batch=32
 
 
 @torch.no_grad()
-def check_score(name, reference, trunk, token_losses, n):
+def prepare_score(name, reference, trunk, token_losses, n):
     """Score n windows before training begins, so that what can go wrong goes wrong here.
 
     If the score uses the reference, this opens it, and makes its file if there is none. ValueError

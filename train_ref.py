@@ -63,9 +63,10 @@ accumulation = step_windows // args.micro_batch  # micro-batches in a step, over
 common.check_run(args, ckpt, train, val_target, world)
 
 # ------------------------------------------------------------------------------ model
-if args.resume or args.init_from:
-    path = args.out if args.resume else args.init_from
-    model = common.load_model(path, device, bf16, train, ckpt)
+if args.resume:
+    model = common.load_model(args.out, device, bf16, train, ckpt)
+elif args.init_from:
+    model = common.load_model(args.init_from, device, bf16, train)
 else:
     vocab_size = train.meta["vocab_size"]
     config = GPTConfig.from_depth(args.depth, vocab_size, block_size=args.block_size)
@@ -84,11 +85,11 @@ if compiled:
     token_losses = torch.compile(token_losses, dynamic=False)
 
 
-def evaluate(problems):
+def evaluate(some_problems):
     return {
         "val_target": common.held_out_loss(trunk, token_losses, val_target, args, device),
         "val_train": common.held_out_loss(trunk, token_losses, val_train, args, device),
-        "accuracy": common.accuracy(model, problems, enc),
+        "accuracy": common.accuracy(model, some_problems, enc),
     }
 
 

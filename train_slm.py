@@ -20,7 +20,7 @@ from tqdm import tqdm
 import common
 from data import Windows, count, make_toy_if_missing, read_problems, share, tokenizer_of
 from model import GPT, GPTConfig, make_optimizer
-from score import SCORES, Reference, Tokens, check_score, select_topk
+from score import SCORES, Reference, Tokens, prepare_score, select_topk
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -70,9 +70,10 @@ accumulation = step_windows // args.micro_batch  # micro-batches in a step, over
 common.check_run(args, ckpt, train, val_target, world)
 
 # ------------------------------------------------------------------------------ model
-if args.resume or args.init_from:
-    path = args.out if args.resume else args.init_from
-    model = common.load_model(path, device, bf16, train, ckpt)
+if args.resume:
+    model = common.load_model(args.out, device, bf16, train, ckpt)
+elif args.init_from:
+    model = common.load_model(args.init_from, device, bf16, train)
 else:
     vocab_size = train.meta["vocab_size"]
     config = GPTConfig.from_depth(args.depth, vocab_size, block_size=args.block_size)
@@ -90,16 +91,17 @@ if compiled:
     trunk = torch.compile(trunk, dynamic=False)
     token_losses = torch.compile(token_losses, dynamic=False)
 
-# SLM 2/4: the reference. The check opens it if the score uses it, and writes its losses to a file.
+# SLM 2/4: the reference. If the score uses it, it reads the whole corpus once, here, and its losses
+# are kept in a file.
 reference = Reference(args.ref, train, device, bf16, compiled, args.micro_batch)
-check_score(args.score, reference, trunk, token_losses, args.micro_batch)
+prepare_score(args.score, reference, trunk, token_losses, args.micro_batch)
 
 
-def evaluate(problems):
+def evaluate(some_problems):
     return {
         "val_target": common.held_out_loss(trunk, token_losses, val_target, args, device),
         "val_train": common.held_out_loss(trunk, token_losses, val_train, args, device),
-        "accuracy": common.accuracy(model, problems, enc),
+        "accuracy": common.accuracy(model, some_problems, enc),
     }
 
 
@@ -133,7 +135,7 @@ for step in range(start, steps):
         x = move(x)
         y = move(y).flatten()  # (N,): the tokens of a micro-batch are one list
         h = trunk(x).flatten(0, 1)  # (N, C)
-        # SLM 3/4: score all tokens, select the best
+        # SLM 3/4: score all tokens, select the best. (h is detached for torch.compile alone.)
         with torch.no_grad():
             loss = token_losses(h.detach(), y)  # (N,): L_theta = -log P(y_i | what comes before)
         t = Tokens(loss, train, batches[m], reference, seed=(args.seed, step, m))

@@ -279,7 +279,7 @@ def test_what_cannot_be_resumed_is_refused(run, cut, corpus, tmp_path, sentence)
     (cut / "ckpt.pt").write_bytes(raw)
     log = (cut / "log.jsonl").read_text()
     run("slm", cut, resume=True)
-    sentence("train_slm.py", resume, "is finished", "--overwrite")
+    sentence("train_slm.py", resume, "all its steps", "--overwrite")
     assert (cut / "log.jsonl").read_text().startswith(log)
 
 
@@ -423,7 +423,7 @@ def test_a_score_that_is_not_a_number_stops_the_run(run, tmp_path, monkeypatch):
         return torch.where(t.loss == t.loss.max(), math.nan, t.loss)
 
     monkeypatch.setitem(SCORES, "own", line)
-    monkeypatch.setattr(score, "check_score", lambda *args: None)
+    monkeypatch.setattr(score, "prepare_score", lambda *args: None)
     with pytest.raises(ValueError, match="score of some tokens was not a number by step 10"):
         run("slm", tmp_path / "run", "--score", "own")
     assert not (tmp_path / "run" / "ckpt.pt").exists()
