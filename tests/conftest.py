@@ -13,6 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["TQDM_DISABLE"] = "1"  # no progress bars among the dots
+# Models this small gain nothing by a second thread, and wait for it long on a busy machine.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import common  # noqa: E402 (ROOT first)
 import files  # noqa: E402
