@@ -73,17 +73,14 @@ def rotate(x, cos, sin):
 class KVCache:
     """The keys and values of one layer, of the positions seen so far."""
     def __init__(self):
+        self.length = 0  # positions
         self.k = self.v = None  # (B, n_kv_head, length, D)
-
-    @property
-    def length(self):
-        return 0 if self.k is None else self.k.shape[2]
 
     def append(self, k, v):
         if self.length:
             k = torch.cat((self.k, k), dim=2)
             v = torch.cat((self.v, v), dim=2)
-        self.k, self.v = k, v
+        self.k, self.v, self.length = k, v, k.shape[2]
         return k, v
 
 

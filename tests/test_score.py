@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import common
-import files
 from data import KINDS, Windows, write_corpus
 from model import GPT
 from score import MATH, SCORES, Reference, Tokens, prepare_score, select_topk
