@@ -1,4 +1,5 @@
 """The tables and the figures, from records alone; and the row of a method of yours."""
+import dataclasses
 import re
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import measure
 import numpy as np
 from arms import ARMS, KINDS
 
-COLOURS = {"control": "#444444", "left out": "#1b7837", "published": "#2166ac", "ours": "#b2182b",
-           "kinds": "#762a83", "yours": "#e08214"}
+COLOURS = {"control": "#444444", "left out": "#1b7837", "after a paper": "#2166ac",
+           "ours": "#b2182b", "kinds": "#762a83", "yours": "#e08214"}
 WORDS = {"left out": "a baseline that papers leave out"}
 SLM = next(arm for arm in ARMS if arm.name == "SLM 0.2")
 TICKS = (0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7)  # of losses
@@ -42,7 +43,7 @@ def overlap(records):
 
 
 # ------------------------------------------------------------------------------ tables
-def plan_rows(bench, tokens):
+def complete_rows(bench, tokens):
     """[(arm, its records)] of the arms that have all seeds at a budget, best first."""
     rows = []
     for arm in [*ARMS, *arms.kind_arms()]:
@@ -52,11 +53,11 @@ def plan_rows(bench, tokens):
     return sorted(rows, key=lambda row: mean(row[1], "answers"))
 
 
-def factor(bench, records, tokens):
+def times_fewer(bench, arm, records, tokens):
     """How many times fewer tokens than CLM to CLM's last loss on answers, in words."""
-    baseline = [record["curve"] for record in bench.of(ARMS[0], tokens)]
-    if baseline == [record["curve"] for record in records]:
+    if arm == ARMS[0]:
         return "1"
+    baseline = [record["curve"] for record in bench.of(ARMS[0], tokens)]
     if len(baseline) < len(bench.setting.seeds):
         return "–"
     middle, low, high = measure.times_fewer(baseline, [record["curve"] for record in records])
@@ -69,16 +70,19 @@ def factor(bench, records, tokens):
 
 
 def cost(bench, arm, records, tokens):
-    """Operations over CLM's at the same budget: (of training, with references and scoring)."""
+    """Operations over CLM's at the same budget, in words: of training, and of everything."""
     clm, _ = measure.operations(ARMS[0], bench.setting, tokens)
     training, everything = measure.operations(arm, bench.setting, tokens, kept_all(records))
-    return training / clm, everything / clm
+    if training is None:
+        return "–"
+    return f"{training / clm:.2f}, {everything / clm:.2f}"
 
 
 def less_slm(bench, records, tokens):
     """The loss on answers less SLM's of the same seed, the mean and its interval, in words.
 
-    A seed is the same start, order of data and reference in all arms.
+    A seed is the same start, order of data and reference in all arms, but for the mixed corpus and
+    the arm that starts from the reference.
     """
     of_seed = {record["seed"]: record["answers"] for record in bench.of(SLM, tokens)}
     if any(record["seed"] not in of_seed for record in records):
@@ -90,42 +94,52 @@ def less_slm(bench, records, tokens):
     return f"{np.mean(less):+.3f} ({low:+.3f} to {high:+.3f})"
 
 
+def without_end(records):
+    """The mean loss of the answers without the end of text, of the seeds that have it, in words."""
+    losses = [record["without_end"] for record in records if "without_end" in record]
+    if not losses:
+        return "–"
+    seeds = "" if len(losses) == len(records) else f" ({len(losses)} of {len(records)})"
+    return f"{np.mean(losses):.3f}{seeds}"
+
+
 def result_row(bench, arm, records, tokens, is_tuned):
     """The cells of an arm in the table of results."""
     answers = [record["answers"] for record in records]
     low, high = measure.interval(answers)
-    training, everything = cost(bench, arm, records, tokens)
     rate = f"{records[0]['rate']:g}"
     if not is_tuned:
         rate += " (not tuned)"
     return [
         arm.name,
         f"**{np.mean(answers):.3f}** ({low:.3f} to {high:.3f})",
+        without_end(records),
         less_slm(bench, records, tokens),
         f"{mean(records, 'accuracy'):.1%}",
         f"{mean(records, 'clean'):.3f}",
         f"{mean(records, 'all'):.2f}",
-        factor(bench, records, tokens),
-        f"{training:.2f}, {everything:.2f}",
+        times_fewer(bench, arm, records, tokens),
+        cost(bench, arm, records, tokens),
         rate,
     ]
 
 
-RESULT_HEAD = ["arm", "loss on answers", "less SLM 0.2, by seed", "accuracy", "clean loss",
-               "loss on all", "times fewer tokens than CLM", "operations: training, all", "rate"]
+RESULT_HEAD = ["arm", "loss on answers", "without the end", "less SLM 0.2, by seed", "accuracy",
+               "clean loss", "loss on all", "times fewer tokens than CLM",
+               "operations: training, all", "rate"]
 
 
 def result_table(bench, tokens):
     """Markdown: the arms by their loss on answers."""
     rows = [result_row(bench, arm, records, tokens, bench.is_tuned(arm))
-            for arm, records in plan_rows(bench, tokens)]
+            for arm, records in complete_rows(bench, tokens)]
     return markdown(RESULT_HEAD, rows)
 
 
 def selection_table(bench, tokens):
     """Markdown: what is kept of each true kind, and how much neighbouring selections overlap."""
     rows = []
-    for arm, records in plan_rows(bench, tokens):
+    for arm, records in complete_rows(bench, tokens):
         if "kept" not in records[0] or arm.group == "kinds":
             continue
         cells = [arm.name, f"{kept_all(records):.0%}"]
@@ -239,10 +253,12 @@ def draw_operations(bench, file):
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     clm, _ = measure.operations(ARMS[0], bench.setting, bench.setting.budgets[0])
     for tokens, mark in zip(bench.setting.budgets, "os", strict=True):
-        for arm, records in plan_rows(bench, tokens):
+        for arm, records in complete_rows(bench, tokens):
             if arm.group == "kinds":
                 continue
             _, needed = measure.operations(arm, bench.setting, tokens, kept_all(records))
+            if needed is None:
+                continue
             loss = mean(records, "answers")
             axes.plot(needed / clm, loss, mark, ms=4, color=COLOURS[arm.group])
             axes.annotate(arm.name, (needed / clm, loss), (4, 0), textcoords="offset points",
@@ -295,12 +311,12 @@ def draw_ratio(bench, tokens, file):
 def draw_signs(bench, tokens, file):
     """Question (b): both signs of L - old L, as loss on answers through training."""
     plt = pyplot()
-    names = [arm for arm in ARMS if "old_loss" in arm.score or arm.name in ("CLM", "SLM 0.2")]
-    names = [arm for arm in names if bench.of(arm, tokens)]
-    if not any("old_loss" in arm.score for arm in names):
+    shown = [arm for arm in ARMS if "old_loss" in arm.score or arm.name in ("CLM", "SLM 0.2")]
+    shown = [arm for arm in shown if bench.of(arm, tokens)]
+    if not any("old_loss" in arm.score for arm in shown):
         return
     figure, axes = plt.subplots(figsize=(5.5, 3), layout="constrained")
-    for arm in names:
+    for arm in shown:
         curves = np.array([record["curve"] for record in bench.of(arm, tokens)])
         read = np.arange(1, curves.shape[1] + 1) * tokens / curves.shape[1] / 1e3
         line, = axes.plot(read, curves.mean(0), label=arm.name)
@@ -313,25 +329,34 @@ def draw_signs(bench, tokens, file):
     plt.close(figure)
 
 
+def less_clm(bench, arm, tokens):
+    """The loss on answers less CLM's of the same seed and rate: [one of each seed]."""
+    clm = dataclasses.replace(ARMS[0], rates=arm.rates)
+    of_seed = {record["seed"]: record["answers"] for record in bench.of(clm, tokens)}
+    records = bench.of(arm, tokens)
+    return [record["answers"] - of_seed[record["seed"]]
+            for record in records if record["seed"] in of_seed]
+
+
 def draw_kinds(bench, tokens, file):
-    """Question (c): what is done with one kind, against CLM, which trains on it."""
-    clm = bench.of(ARMS[0], tokens)
-    losses = {arm.name: mean(bench.of(arm, tokens), "answers")
-              for arm in arms.kind_arms() if bench.of(arm, tokens)}
-    if not losses or not clm:
+    """Question (c): what is done with one kind, less CLM, which trains on it; with intervals."""
+    less = {arm.name: less_clm(bench, arm, tokens) for arm in arms.kind_arms()}
+    less = {name: losses for name, losses in less.items() if len(losses) > 1}
+    if not less:
         return
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(4.8, 4), layout="constrained")
     table = np.full((len(arms.GROUPS_OF_KINDS), len(arms.ACTIONS)), np.nan)
     for row, kind in enumerate(arms.GROUPS_OF_KINDS):
         for column, action in enumerate(arms.ACTIONS):
-            if f"{kind}: {action}" in losses:
-                table[row, column] = losses[f"{kind}: {action}"] - mean(clm, "answers")
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(4.2, 3.2), layout="constrained")
+            losses = less.get(f"{kind}: {action}")
+            if losses:
+                low, high = measure.interval(losses)
+                table[row, column] = np.mean(losses)
+                axes.text(column, row, f"{np.mean(losses):+.3f}\n({low:+.2f} to {high:+.2f})",
+                          ha="center", va="center", fontsize=8)
     most = np.nanmax(np.abs(table))
-    axes.imshow(table, cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto")
-    for (row, column), value in np.ndenumerate(table):
-        if not np.isnan(value):
-            axes.text(column, row, f"{value:+.3f}", ha="center", va="center")
+    axes.imshow(table, cmap="RdBu_r", vmin=-1.5 * most, vmax=1.5 * most, aspect="auto")
     axes.set_xticks(range(len(arms.ACTIONS)), arms.ACTIONS)
     axes.set_yticks(range(len(arms.GROUPS_OF_KINDS)), arms.GROUPS_OF_KINDS)
     axes.set_title("loss on answers, less that of CLM", fontsize=10)
@@ -343,7 +368,7 @@ def draw(bench, folder, document=None):
     """All figures into a folder, and the tables into a document, if one is given."""
     folder = Path(folder)
     for number, tokens in enumerate(bench.setting.budgets, 1):
-        rows = [row for row in plan_rows(bench, tokens) if row[0].group != "kinds"]
+        rows = [row for row in complete_rows(bench, tokens) if row[0].group != "kinds"]
         if rows:
             title = f"{tokens:,} tokens, {len(bench.setting.seeds)} seeds"
             dot_plot(bench, rows, tokens, folder / f"table{number}.png", title)

@@ -1,9 +1,9 @@
 """One run of training, looked at from inside, and what is computed from the records of many.
 
 As a program it trains one student: python measure.py SPEC.json, where run.py has written what to
-do. The training script is run as it is. Three things are put around it: the expressions become
-lines of SCORES; some steps are probes, which read fixed windows, select, and update nothing; and
-at the end the checkpoints are measured.
+do. The training script, or its patched copy, is run unedited. Three things are put around it: the
+expressions become lines of SCORES; some steps are probes, which read fixed windows, select, and
+leave the student as it is; and at the end the checkpoints are measured.
 """
 import json
 import runpy
@@ -117,9 +117,14 @@ def documents(folder, enc, n):
 
 
 @torch.no_grad()
-def answer_loss(model, problems):
-    """Mean loss in nats of the answers' tokens: what follows "Answer:", with the end of text."""
+def answer_losses(model, problems):
+    """Mean loss in nats of the answers' tokens, what follows "Answer:":
+    (with, without the end of text).
+
+    The noisy text has no end of text after an answer, so what a student makes of it is no maths.
+    """
     total = 0.0
+    ends = 0.0
     count = 0
     of_length = sorted(problems, key=lambda problem: len(problem[0]))
     for begin in range(0, len(of_length), 32):
@@ -130,8 +135,9 @@ def answer_loss(model, problems):
         for row, (ids, answer) in zip(losses, batch, strict=True):
             of_answer = row[answer - 1:len(ids) - 1]
             total += of_answer.sum().item()
+            ends += of_answer[-1].item()
             count += len(of_answer)
-    return total / count
+    return total / count, (total - ends) / (count - len(problems))
 
 
 @torch.no_grad()
@@ -152,8 +158,10 @@ def measure(out, target, web, setting, whole=True):
     found = {"curve": []}
     for file in files:
         model = common.load_model(file)
-        found["curve"].append(round(answer_loss(model, problems), 5))
+        answers, without_end = answer_losses(model, problems)
+        found["curve"].append(round(answers, 5))
     found["answers"] = found["curve"][-1]
+    found["without_end"] = round(without_end, 5)
     if whole:
         to_solve = data.read_problems(target, setting.problems)
         found["accuracy"] = common.accuracy(model, to_solve, enc)
@@ -205,9 +213,10 @@ def tokens_to(level, tokens, curve):
 def times_fewer(baseline, curves, draws=1000, seed=0):
     """How many times fewer tokens than the baseline's runs take to their last level, by bootstrap.
 
-    baseline, curves: losses (seeds, points) at evenly spaced tokens. Seeds are drawn with
-    replacement on both sides, and means taken. Returns (of all seeds, 2.5 %, 97.5 %); NaN where the
-    level is not reached, 0 as a bound where it is missed in more draws than the bound leaves out.
+    baseline, curves: losses (seeds, points) at evenly spaced tokens, of the same seeds in the same
+    order. Seeds are drawn with replacement, the same on both sides, and means taken. Returns (of
+    all seeds, 2.5 %, 97.5 %); NaN where the level is not reached, 0 as a bound where it is missed
+    in more draws than the bound leaves out.
     """
     baseline, curves = np.asarray(baseline), np.asarray(curves)
     points = np.arange(1, baseline.shape[1] + 1)
@@ -219,52 +228,60 @@ def times_fewer(baseline, curves, draws=1000, seed=0):
     rng = np.random.default_rng(seed)
     factors = []
     for _ in range(draws):
-        a = rng.integers(len(baseline), size=len(baseline))
-        b = rng.integers(len(curves), size=len(curves))
-        factors.append(factor(baseline[a], curves[b]))
+        drawn = rng.integers(len(curves), size=len(curves))
+        factors.append(factor(baseline[drawn], curves[drawn]))
     low, high = np.percentile(np.nan_to_num(factors), (2.5, 97.5))
     return factor(baseline, curves), float(low), float(high)
 
 
-def interval(values, draws=2000, seed=0):
-    """95 % of the means of a bootstrap over seeds: (low, high)."""
-    rng = np.random.default_rng(seed)
+# The 97.5 % point of Student's t, by degrees of freedom.
+T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+def interval(values):
+    """The 95 % interval of the mean of 2 to 10 values, by Student's t: (low, high), else NaN."""
     values = np.asarray(values, dtype=float)
-    means = values[rng.integers(len(values), size=(draws, len(values)))].mean(1)
-    low, high = np.percentile(means, (2.5, 97.5))
-    return float(low), float(high)
+    if len(values) - 1 not in T_975:
+        return float("nan"), float("nan")
+    half = T_975[len(values) - 1] * values.std(ddof=1) / len(values) ** 0.5
+    return float(values.mean() - half), float(values.mean() + half)
 
 
 def operations(arm, setting, tokens, kept=1.0):
     """Floating-point operations of an arm for so many tokens: (of training, all that it needs).
 
-    2 for each weight and token forward and 4 backward, and the whole attention matrices. kept: the
-    share of the tokens that has a weight. The second number has the training of references and
-    their passes over what the student reads, too.
+    2 for each weight and token forward and 4 backward, and the whole attention matrices. Counted is
+    what the method needs, not what our patches spend. kept: the share of the tokens that has a
+    weight. The second number has the training of references and their passes over what the student
+    reads, too. Both are None for an arm with a patch of its own: what that needs is not known.
     """
+    if arm.patch:
+        return None, None
     config = GPTConfig.from_depth(setting.depth, vocab_size=1024)
     C = config.n_embd
     weights = 4 * C * C + 3 * C * config.n_hidden  # of a block
     trunk = config.n_layer * (2 * weights + 4 * setting.block_size * C)  # forward
     head = 2 * C * config.vocab_size
     forward = trunk + head
-    if arm.expressions or arm.patch:
-        a_token = 3 * trunk + head + 3 * kept * head
-    else:
-        a_token = 3 * forward
+
     text = " ".join(arm.expressions.values())
-    a_token += forward * sum(f"t.{name}" in text for name in ("entropy", "old_loss"))
-    if arm.distil:
-        a_token += 3 * head
-    passes = arm.asks_reference
+    heads = 3  # passes of the head, of which two are backward
+    if arm.expressions and not arm.distil:
+        looks = "t.loss" in text or "t.entropy" in text
+        # Where all are trained on, the logits that are scored are those that are trained.
+        heads = min(3, looks + 3 * kept)
+    a_token = 3 * trunk + heads * head
+    if "t.old_loss" in text:
+        a_token += forward
+
+    passes = bool(arm.asks_reference)
     trained = 0
-    if passes or arm.start == "ref" or arm.patch:
+    if passes or arm.start == "ref":
         trained += setting.ref_tokens
-    if arm.patch and not passes:
-        passes = 1
     if "t.second_loss" in text:
         passes += 1
-        trained += setting.ref_tokens * (arm.second == "web")
+        if arm.second == "web":
+            trained += setting.ref_tokens
     everything = tokens * (a_token + passes * forward) + trained * 3 * forward
     return tokens * a_token, everything
 

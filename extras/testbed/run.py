@@ -1,4 +1,4 @@
-"""Token selection settled by experiment: run what is missing, or try a method of your own.
+"""Token selection compared where the truth is known: run what is missing, or try your own.
 
     python extras/testbed/run.py --score "t.loss - 0.5 * t.ref_loss"   # the top fifth by it
     python extras/testbed/run.py --weight "(-t.loss).exp()"            # what each token counts
@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 
 import arms
+import torch
 from arms import HERE, QUICK, ROOT, Arm, Setting
 
 REFERENCE = Arm("the reference", corpus="clean")
@@ -42,7 +43,7 @@ class Run:
 
     @property
     def id(self):
-        """What finds its record again: all that the numbers depend on."""
+        """What finds its record again. The Setting and the scripts are not in it."""
         key = json.dumps(self.arm.key, sort_keys=True)
         return f"{key} {self.tokens} {self.rate:g} {self.seed}"
 
@@ -70,7 +71,7 @@ class Bench:
     def tuning(self, arm):
         """The runs that an arm's rate is chosen on: at the smaller budget, for all budgets.
 
-        None if there is nothing to choose from.
+        Empty if there is nothing to choose from.
         """
         if len(arm.rates) == 1:
             return []
@@ -83,9 +84,9 @@ class Bench:
         return all(run.id in self.records for run in self.tuning(arm))
 
     def rate(self, arm):
-        """The rate of the lowest mean loss on answers; the last of its rates until it is tuned."""
+        """The rate of the lowest mean loss on answers; the first until the arm is tuned."""
         if not self.is_tuned(arm):
-            return arm.rates[-1]
+            return arm.rates[0]
         losses = dict.fromkeys(arm.rates, 0)
         for run in self.tuning(arm):
             losses[run.rate] += self.records[run.id]["answers"]
@@ -187,7 +188,7 @@ class Bench:
         return folder
 
     def spec(self, run):
-        """What measure.py is told, see there. What the run needs is made first."""
+        """What measure.py is told, see there. Trains the references that it needs, if need be."""
         arm = run.arm
         plain = self.corpus("plain")
         if arm.corpus == "clean":
@@ -223,6 +224,7 @@ class Bench:
             flags["--distil"] = "distil"
         if arm.second:
             flags["--second"] = str(self.second(arm.second, seed))
+        # A patch may have taken one of these flags away.
         told = {"--ratio": arm.ratio, "--divide": arm.divide, "--memory": arm.memory}
         return flags | {flag: value for flag, value in told.items() if f'"{flag}"' in script}
 
@@ -252,7 +254,7 @@ class Bench:
         record = {"arm": run.arm.name, "id": run.id, "tokens": run.tokens, "rate": run.rate,
                   "seed": run.seed, "command": f"{spec['script']} {flags}", **measured,
                   "hardware": f"{os.cpu_count()} cores of {platform.machine()}, one thread a run, "
-                              f"{self.jobs} at a time"}
+                              f"{self.jobs} at a time, torch {torch.__version__}"}
         self.records[run.id] = record
         with open(self.file, "a") as f:
             f.write(json.dumps(record) + "\n")

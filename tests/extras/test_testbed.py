@@ -57,7 +57,7 @@ class Instant:
 
 
 def new_bench(bed, folder, setting=None):
-    """A Bench whose runs take no time, and end with their rate for a loss."""
+    """A Bench whose runs take no time, and whose loss is less the higher their rate."""
     class Fake(bed.run.Bench):
         started = []
 
@@ -66,7 +66,7 @@ def new_bench(bed, folder, setting=None):
             return Instant()
 
         def finish(self, run, status):
-            record = {"arm": run.arm.name, "id": run.id, "answers": run.rate, "seed": run.seed,
+            record = {"arm": run.arm.name, "id": run.id, "answers": -run.rate, "seed": run.seed,
                       "rate": run.rate}
             self.records[run.id] = record
             with open(self.file, "a") as f:
@@ -80,13 +80,13 @@ def test_the_queue_takes_the_best_rate_and_skips_what_is_recorded(bed, tmp_path)
     queue = [(arm, budget) for arm in bed.arms.ARMS[:2] for budget in (750_000, 0, 750_000)]
     bench = new_bench(bed, tmp_path)
     bench.work_off(queue)
-    # At the last rate, 6e-3; the tuning; and again at the better rate, which is 3e-3 here.
+    # At the first rate, 6e-3; the tuning; and again at the better rate, which is 1.2e-2 here.
     assert len(bench.started) == 2 * (5 + 2 * 2 + 5)
     assert len({run.id for run in bench.started}) == len(bench.started)
     final = [run for run in bench.started if run.whole]
-    assert sorted(run.rate for run in final) == 10 * [3e-3] + 10 * [6e-3]
+    assert sorted(run.rate for run in final) == 10 * [6e-3] + 10 * [1.2e-2]
     assert {run.seed for run in final}.isdisjoint(bench.setting.tuning_seeds)
-    assert all(record["rate"] == 3e-3 for record in bench.of(bed.arms.ARMS[0], 750_000))
+    assert all(record["rate"] == 1.2e-2 for record in bench.of(bed.arms.ARMS[0], 750_000))
 
     lines = bench.file.read_text().splitlines()
     bench.file.write_text("\n".join(lines[:-3]) + "\n")  # a stopped queue
@@ -242,7 +242,8 @@ def test_operations_count_what_an_arm_needs(bed):
     training, everything = cost("SLM 0.2", 0.2)
     assert training < clm
     assert everything - training == pytest.approx(clm * (1 + 1 / 3))  # trained on as much, scored
-    assert cost("random", 0.2)[0] == cost("random", 0.2)[1]
+    assert cost("random", 0.2)[0] == cost("random", 0.2)[1] < training  # it looks at no loss
+    assert cost("SLM 0.2, others at 0.2", 1.0)[0] == cost("distillation")[0] == clm
     assert cost("L web - R", 0.2)[1] > everything
 
 
