@@ -27,6 +27,13 @@ def make_task(args):
     return Levels(args["levels"], args["width"], args["extra"])
 
 
+def sequence_length(task, n, markers):
+    """The positions of the question, n thoughts and the whole text; markers: with <bot>, <eot>."""
+    question = 3 * task.n_edges + 4
+    text = task.n_steps + 2
+    return question + 2 * markers + n + text
+
+
 def in_batches(items, function):
     """function(items) -> a tensor (b, ...), of all items in batches: (B, ...)."""
     parts = [function(items[i:i + BATCH]) for i in range(0, len(items), BATCH)]
@@ -167,9 +174,7 @@ def main():
     given = {name: value for name, value in vars(args).items() if value is not None}
     task = make_task(ckpt["args"] | given)
     config = model.config
-    markers = 2 * ckpt["layout"].markers
-    # question, markers, thoughts, text
-    positions = (3 * task.n_edges + 4) + markers + n + (task.n_steps + 2)
+    positions = sequence_length(task, n, ckpt["layout"].markers)
     if vocab_size(task) > config.vocab_size or positions > config.block_size:
         raise ValueError(f"Graphs of {task.n_nodes} nodes and {task.n_edges} edges are too large "
                          f"for {args.run}: it has labels for {config.vocab_size - FIRST} nodes and "

@@ -260,12 +260,12 @@ def draw_figures(out, seeds):
     drawing.sweeps(RESULTS / "sweeps.png", read_rows())
 
     trees = [search_tree(ours[0], i) for i in range(12)]
+    drawing.tree(RESULTS / "tree.png", trees[0])  # the first graph, not a chosen one
     if runs["cot"]:
         i, written = case_study(runs["cot"][0], ours[0])
         if written:
             trees.insert(0, search_tree(ours[0], i) | {"cot": written})
             drawing.case(RESULTS / "case.png", trees[0])
-    drawing.tree(RESULTS / "tree.png", search_tree(ours[0], 0))  # the first graph, not a chosen one
     page = (HERE / "page.html").read_text(encoding="utf-8")
     page = page.replace("THE_DATA", json.dumps(trees))
     (RESULTS / "tree.html").write_text(page, encoding="utf-8")

@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from analysis import accuracy, make_task
+from analysis import accuracy, make_task, sequence_length
 from base import base_model, positions
 from coconut import Layout, coconut
 from task import FILL, stream, vocab_size
@@ -115,8 +115,7 @@ val = task.held_out("val", 250)
 rng = stream(args.seed, "train")
 
 # ------------------------------------------------------------------------------ model
-longest = (3 * task.n_edges + 4) + 2 + args.c * D + (D + 2)  # question, markers, thoughts, text
-block_size = max(positions(task), longest)
+block_size = max(positions(task), sequence_length(task, args.c * D, markers=True))
 config = GPTConfig(vocab_size(task), block_size, n_layer=args.layers, n_head=args.heads,
                    n_embd=args.channels, tie_embeddings=True)
 model = base_model(task, config, args, device)

@@ -78,20 +78,26 @@ def cost(bench, arm, records, tokens):
     return f"{training / clm:.2f}, {everything / clm:.2f}"
 
 
-def less_slm(bench, records, tokens):
-    """The loss on answers less SLM's of the same seed, the mean and its interval, in words.
+def less(records, others):
+    """The losses on answers less the others' of the same seeds: [one of each seed that has both].
 
     A seed is the same start, order of data and reference in all arms, but for the mixed corpus and
     the arm that starts from the reference.
     """
-    of_seed = {record["seed"]: record["answers"] for record in bench.of(SLM, tokens)}
-    if any(record["seed"] not in of_seed for record in records):
+    of_seed = {record["seed"]: record["answers"] for record in others}
+    return [record["answers"] - of_seed[record["seed"]]
+            for record in records if record["seed"] in of_seed]
+
+
+def less_slm(bench, records, tokens):
+    """The loss on answers less SLM's, the mean and its interval, in words."""
+    losses = less(records, bench.of(SLM, tokens))
+    if len(losses) < len(records):
         return "–"
-    less = [record["answers"] - of_seed[record["seed"]] for record in records]
-    if not any(less):
+    if not any(losses):
         return "0"
-    low, high = measure.interval(less)
-    return f"{np.mean(less):+.3f} ({low:+.3f} to {high:+.3f})"
+    low, high = measure.interval(losses)
+    return f"{np.mean(losses):+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def without_end(records):
@@ -329,27 +335,22 @@ def draw_signs(bench, tokens, file):
     plt.close(figure)
 
 
-def less_clm(bench, arm, tokens):
-    """The loss on answers less CLM's of the same seed and rate: [one of each seed]."""
-    clm = dataclasses.replace(ARMS[0], rates=arm.rates)
-    of_seed = {record["seed"]: record["answers"] for record in bench.of(clm, tokens)}
-    records = bench.of(arm, tokens)
-    return [record["answers"] - of_seed[record["seed"]]
-            for record in records if record["seed"] in of_seed]
-
-
 def draw_kinds(bench, tokens, file):
     """Question (c): what is done with one kind, less CLM, which trains on it; with intervals."""
-    less = {arm.name: less_clm(bench, arm, tokens) for arm in arms.kind_arms()}
-    less = {name: losses for name, losses in less.items() if len(losses) > 1}
-    if not less:
+    less_clm = {}
+    for arm in arms.kind_arms():
+        clm = dataclasses.replace(ARMS[0], rates=arm.rates)  # at the same rate
+        losses = less(bench.of(arm, tokens), bench.of(clm, tokens))
+        if len(losses) > 1:
+            less_clm[arm.name] = losses
+    if not less_clm:
         return
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(4.8, 4), layout="constrained")
     table = np.full((len(arms.GROUPS_OF_KINDS), len(arms.ACTIONS)), np.nan)
     for row, kind in enumerate(arms.GROUPS_OF_KINDS):
         for column, action in enumerate(arms.ACTIONS):
-            losses = less.get(f"{kind}: {action}")
+            losses = less_clm.get(f"{kind}: {action}")
             if losses:
                 low, high = measure.interval(losses)
                 table[row, column] = np.mean(losses)

@@ -274,9 +274,9 @@ def operations(arm, setting, tokens, kept=1.0):
     if "t.old_loss" in text:
         a_token += forward
 
-    passes = bool(arm.asks_reference)
+    passes = int(arm.asks_reference)
     trained = 0
-    if passes or arm.start == "ref":
+    if arm.asks_reference or arm.start == "ref":
         trained += setting.ref_tokens
     if "t.second_loss" in text:
         passes += 1

@@ -362,12 +362,17 @@ KILLS = [
 ]
 
 
-@pytest.mark.parametrize("kill", KILLS, ids=[kill.name for kill in KILLS])
-def test_kill(boxes, kill):
+def without_a_fault(boxes, kill):
+    """Run a command to its end: (what was there before, what is there after, the ended process)."""
     before = state(boxes(*kill.before))
     box = boxes(*kill.before)
     whole = succeed(kill.line, box)
-    after = state(box)
+    return before, state(box), whole
+
+
+@pytest.mark.parametrize("kill", KILLS, ids=[kill.name for kill in KILLS])
+def test_kill(boxes, kill):
+    before, after, whole = without_a_fault(boxes, kill)
     assert after != before
     wrong = []
     rng = random.Random(kill.name)
@@ -1432,10 +1437,7 @@ STOPPED = [kill for kill in KILLS if kill.name in
 @pytest.mark.parametrize("kill", STOPPED, ids=[kill.name for kill in STOPPED])
 def test_a_signal_ends_a_command_within_seconds(boxes, kill):
     """And SIGINT, which Python sees, leaves no half-made folder and no lock."""
-    before = state(boxes(*kill.before))
-    box = boxes(*kill.before)
-    whole = succeed(kill.line, box)
-    after = state(box)
+    before, after, whole = without_a_fault(boxes, kill)
     rng = random.Random(kill.name)
     wrong = []
     for number in (signal.SIGINT, signal.SIGTERM) * 3:

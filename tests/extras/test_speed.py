@@ -59,7 +59,7 @@ def write_rows(file, rows):
 def begin(script, folder):
     """Begin a script of extras/speed at its tiny size, on the data in `folder`."""
     env = {**os.environ, "PYTHON": sys.executable, "SIZE": "tiny", "DATA": str(folder),
-           "OUT": str(folder / script), "PARTS": "bench probe default"}  # the CUDA tests would skip
+           "OUT": str(folder / script)}
     argv = ["bash", str(ROOT / "extras" / "speed" / script)]
     return subprocess.Popen(argv, env=env, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT)
@@ -175,7 +175,7 @@ def test_gpu_sh_runs_to_its_end(gpu_scripts):
     assert "rc 0" in printed
     assert printed.count("rc 0") == printed.count("rc "), printed
     files = {file.name for file in out.iterdir()}
-    assert files == {"log.txt", "bench.json", "probe.json", "runs.jsonl", "report.md"}
+    assert files == {"log.txt", "tests.txt", "bench.json", "probe.json", "runs.jsonl", "report.md"}
     words = (out / "report.md").read_text()
     for word in ("| CLM |", "| SLM 0.2 |", "Attention: `", "| slm_not_compiled |", "windows that"):
         assert word in words
