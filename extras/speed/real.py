@@ -7,12 +7,17 @@ One half of the clean documents trains the reference. The other half is scattere
 text, repeated or cut so that it makes up a given share of the noisy corpus; its tokens are of the
 kind "math", the web's of the kind "prose". The arms of each share: CLM, SLM at each ratio, random
 tokens, and CLM with the reference's documents mixed into the corpus. FOLDER gets real.json:
-the loss on the answers to held-out questions, on held-out clean and web text, and curves.
+the loss on the answers to held-out questions, on held-out clean and web text, and curves. A seed is
+that of weights and order, also of the reference; the corpora are the same. What is stopped goes on
+from its checkpoints by the same command.
 """
 import argparse
 import json
 import math
+import os
 import random
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -91,7 +96,10 @@ def labelled(split, documents, kind):
 
 
 def make_corpora(args, folder):
-    """Write ref/ and, for each share, web_SHARE/ and mixed_SHARE/; returns the tokenizer."""
+    """Write ref/ and, for each share, web_SHARE/ and mixed_SHARE/, but for those that are there."""
+    names = [f"{kind}_{part:g}" for part in args.shares for kind in ("web", "mixed")]
+    if all((folder / name / "meta.json").exists() for name in ("ref", *names)):
+        return
     clean = read(args.clean)
     web = read(args.web)
     enc = make_tokenizer(folder / "tokenizer", clean + web, args.vocab)
@@ -116,16 +124,15 @@ def make_corpora(args, folder):
         mixed = noisy + labelled("train", ref[held_out:], MATH)
         random.Random(1).shuffle(mixed)
         data.write_corpus(folder / f"mixed_{part:g}", mixed + web_val, *about)
-    return enc
 
 
 # ------------------------------------------------------------------------------ runs
-def list_runs(args):
+def list_runs(args, seed):
     """{name: [script, flag, ...]}: those that do not wait for the reference first."""
     runs = {}
     for part in args.shares:
         web = ["--data", f"web_{part:g}"]
-        slm = ["train_slm.py", "--ref", "ref_run", *web]
+        slm = ["train_slm.py", "--ref", run_folder("reference", seed), *web]
         first, *others = args.ratios
         runs[f"CLM, {part:.0%} useful"] = ["train_ref.py", *web]
         runs[f"CLM with clean text, {part:.0%} useful"] = [
@@ -138,48 +145,92 @@ def list_runs(args):
     return runs
 
 
-def train(command, out, tokens, folder, args, deadline, took):
-    """Run a training script in `folder`, until the deadline at most: "", or what went wrong.
+def run_folder(name, seed):
+    """Where a run is, below --out: ("SLM 0.2, 3% useful", 0) -> "runs/SLM_0.2_3_useful_seed_0"."""
+    return "runs/" + re.sub(r"[^\w.]+", "_", f"{name} seed {seed}")
 
-    took: the seconds of each run so far. A run for which the rest would be too short is not begun.
+
+class Runs:
+    """Training runs in a folder, some side by side, which end at a deadline at the latest.
+
+    Its methods return "", or in words why a run has not ended.
     """
-    begin = time.monotonic()
-    left = deadline - begin
-    if left < max(took, default=5):
-        return "not begun: too little time was left"
-    script, *flags = command
-    steps = tokens // args.batch_tokens
-    flags += ["--target", "ref", "--out", out, "--tokens", tokens, "--depth", args.depth,
-              "--block_size", args.block_size, "--batch_tokens", args.batch_tokens,
-              "--micro_batch", args.micro_batch, "--lr", args.lr, "--warmup", args.warmup,
-              "--eval_interval", max(1, steps // 8), "--eval_windows", 64, "--problems", 0,
-              "--device", args.device]
-    argv = [sys.executable, str(ROOT / script), *map(str, flags)]
-    try:
-        done = subprocess.run(argv, cwd=folder, capture_output=True, text=True, timeout=left)
-    except subprocess.TimeoutExpired:
-        return "stopped: the time was over"
-    if done.returncode:
-        return done.stderr[-2000:]
-    took.append(time.monotonic() - begin)
-    print(f"{out}: {took[-1]:.0f} s", flush=True)
-    return ""
+    def __init__(self, args, deadline):
+        self.args = args
+        self.deadline = deadline  # of time.monotonic()
+        self.took = []  # seconds of the runs so far
+        self.processes = []
+
+    def train(self, name, seed, command, tokens):
+        """Train, or go on from the checkpoint; nothing is done where a run has ended before."""
+        args = self.args
+        begin = time.monotonic()
+        left = self.deadline - begin
+        script, *flags = command
+        out = run_folder(name, seed)
+        steps = tokens // args.batch_tokens
+        flags += ["--target", "ref", "--out", out, "--tokens", tokens, "--depth", args.depth,
+                  "--block_size", args.block_size, "--batch_tokens", args.batch_tokens,
+                  "--micro_batch", args.micro_batch, "--lr", args.lr, "--warmup", args.warmup,
+                  "--eval_interval", max(1, steps // 8), "--eval_windows", 64, "--problems", 0,
+                  "--seed", seed, "--device", args.device]
+        if (args.out / out / "ckpt.pt").exists():
+            if common.load_checkpoint(args.out / out)["step"] < steps:
+                flags.append("--resume")
+            elif "val_target" in read_log(args.out / out)[-1]:
+                return ""
+            else:  # it was stopped while it was measured
+                flags.append("--overwrite")
+        # A run for which the rest would be too short is not begun.
+        if left < max(self.took, default=5):
+            return "not begun: too little time was left"
+        argv = [sys.executable, str(ROOT / script), *map(str, flags)]
+        threads = max(1, os.cpu_count() // args.jobs)  # runs side by side must not share a core
+        environment = {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1", **os.environ}
+        process = subprocess.Popen(argv, cwd=args.out, stdout=subprocess.DEVNULL, text=True,
+                                   stderr=subprocess.PIPE, env=environment)
+        self.processes.append(process)
+        try:
+            _, said = process.communicate(timeout=left)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return "stopped: the time was over"
+        if process.returncode:
+            return said[-2000:]
+        self.took.append(time.monotonic() - begin)
+        print(f"{name}, seed {seed}: {self.took[-1]:.0f} s", flush=True)
+        return ""
+
+    def train_reference(self, seed):
+        """Train the reference and write its losses of every noisy corpus."""
+        args = self.args
+        meta = data.read_meta(args.out / "ref")
+        tokens = max(args.batch_tokens, round(args.ref_epochs * meta["train"]["tokens"]))
+        problem = self.train("reference", seed, ["train_ref.py", "--data", "ref"], tokens)
+        if not problem:
+            for part in args.shares:
+                windows = data.Windows(args.out / f"web_{part:g}", args.block_size)
+                bf16 = args.device.startswith("cuda")
+                reference = Reference(args.out / run_folder("reference", seed), windows,
+                                      args.device, bf16, batch=args.micro_batch)
+                reference.loss([0])  # of all
+        return problem
+
+    def train_arm(self, name, seed, command, reference):
+        """Train a student; reference: the future of train_reference."""
+        if command[0] == "train_slm.py" and reference.result():
+            return "not begun: there is no reference"
+        return self.train(name, seed, command, self.args.tokens)
+
+    def stop(self):
+        """End those that run."""
+        for process in self.processes:
+            process.terminate()
 
 
-def train_reference(folder, args, deadline):
-    """Train the reference and write its losses of every noisy corpus: "", or what went wrong."""
-    meta = data.read_meta(folder / "ref")
-    tokens = max(args.batch_tokens, round(args.ref_epochs * meta["train"]["tokens"]))
-    command = ["train_ref.py", "--data", "ref"]
-    problem = train(command, "ref_run", tokens, folder, args, deadline, [])
-    if not problem:
-        for part in args.shares:
-            windows = data.Windows(folder / f"web_{part:g}", args.block_size)
-            bf16 = args.device.startswith("cuda")
-            reference = Reference(folder / "ref_run", windows, args.device, bf16,
-                                  batch=args.micro_batch)
-            reference.loss([0])  # of all
-    return problem
+def read_log(out):
+    """The lines of a run's log."""
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
 def read_questions(file):
@@ -220,7 +271,7 @@ def results(out, problem, enc, questions, device):
     """What real.json says of a run."""
     row = {"problem": problem}
     if (out / "log.jsonl").exists():
-        log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        log = read_log(out)
         row |= log[-1]
         row["curve"] = [(line["tokens"], line["val_target"], line["val_train"])
                         for line in log if "val_target" in line]
@@ -255,6 +306,7 @@ def parse_args():
     flag("--micro_batch", type=data.count, default=128, help="(default 128)")
     flag("--lr", type=float, default=1e-3, help="(default 1e-3)")
     flag("--warmup", type=data.count, default=100, help="(default 100)")
+    flag("--seeds", type=int, nargs="+", default=[0], help="of all runs (default 0)")
     flag("--jobs", type=data.count, default=3, help="runs at a time (default 3)")
     flag("--seconds", type=float, default=350, help="for everything (default 350)")
     flag("--device", default="auto", help="cuda or cpu (default: the first that is there)")
@@ -263,42 +315,62 @@ def parse_args():
     return args
 
 
+def earlier_runs(file, settings):
+    """The runs that real.json has, {} if there is none. ValueError if they have other settings."""
+    if not file.exists():
+        return {}
+    content = json.loads(file.read_text())
+    for name in set(settings) - {"out", "seeds", "jobs", "seconds", "machine"}:
+        if content["settings"].get(name) != settings[name]:
+            raise ValueError(f"{file} has runs with another --{name}; give another --out.")
+    return content["runs"]
+
+
 def main():
     args = parse_args()
     deadline = time.monotonic() + args.seconds
     folder = args.out
+    settings = {name: str(value) for name, value in vars(args).items()}
+    if args.device.startswith("cuda"):
+        settings["machine"] = torch.cuda.get_device_name()
+    file = folder / "real.json"
+    found = earlier_runs(file, settings)
+
+    def write():
+        file.write_text(json.dumps({"settings": settings, "runs": found}, indent=1) + "\n")
+
     folder.mkdir(parents=True, exist_ok=True)
-    enc = make_corpora(args, folder)
+    write()
+    make_corpora(args, folder)
+    enc = data.tokenizer_of(data.read_meta(folder / "ref")["tokenizer"], folder / "ref")
     questions = read_questions(args.answers)
     print(f"corpora made {time.monotonic() - deadline + args.seconds:.0f} s after the start")
 
     # The runs end some seconds before the deadline, so that there is time to measure them.
-    end = deadline - 10
-    took = []
-
-    def train_arm(command, out):
-        if command[0] == "train_slm.py" and reference.result():
-            return "not begun: there is no reference"
-        return train(command, out, args.tokens, folder, args, end, took)
-
-    settings = {name: str(value) for name, value in vars(args).items()}
-    if args.device.startswith("cuda"):
-        settings["machine"] = torch.cuda.get_device_name()
-    found = {}
-    with ThreadPoolExecutor(args.jobs) as pool:
-        reference = pool.submit(train_reference, folder, args, end)
-        jobs = {"reference": ("ref_run", reference)}
-        for name, command in list_runs(args).items():
-            out = f"run_{len(jobs)}"
-            jobs[name] = (out, pool.submit(train_arm, command, out))
-        for name, (out, job) in jobs.items():
+    runs = Runs(args, deadline - 10)
+    pool = ThreadPoolExecutor(args.jobs)
+    try:
+        jobs = {}
+        for seed in args.seeds:
+            reference = jobs["reference", seed] = pool.submit(runs.train_reference, seed)
+            for name, command in list_runs(args, seed).items():
+                jobs[name, seed] = pool.submit(runs.train_arm, name, seed, command, reference)
+        for (name, seed), job in jobs.items():
             problem = job.result()
-            found[name] = results(folder / out, problem, enc, questions, args.device)
-            print(f"{name}: {problem or found[name]['answers']}", flush=True)
-            content = {"settings": settings, "runs": found}
-            (folder / "real.json").write_text(json.dumps(content, indent=1) + "\n")
+            row = results(folder / run_folder(name, seed), problem, enc, questions, args.device)
+            found.setdefault(name, {})[str(seed)] = row
+            print(f"{name}, seed {seed}: {problem or row['answers']}", flush=True)
+            write()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        runs.stop()
 
 
 if __name__ == "__main__":
     sys.excepthook = common.say_what_is_wrong
-    main()
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.default_int_handler)
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("Interrupted. The same command goes on from here.")

@@ -84,11 +84,24 @@ def real_table(found):
              "peak_mem_mb")
     yield from head("", "loss on answers", "on clean text", "on web text", "precision", "recall",
                     "tokens/s", "peak MB")
-    for name, run in found["runs"].items():
-        cells = ["-" if run.get(key) is None else f"{run[key]:,.4g}" for key in names]
+    for name, seeds in found["runs"].items():
+        ended = [run for run in seeds.values() if not run["problem"]]
+        cells = [mean_of([run.get(key) for run in ended]) for key in names]
+        losses = [run["answers"] for run in ended]
+        if len(losses) > 1 and None not in losses:
+            cells[0] += f" ({min(losses):,.4g} to {max(losses):,.4g}, {len(losses)} seeds)"
         yield row(name, *cells)
-        if run["problem"]:
-            yield row(run["problem"].strip().splitlines()[-1], *[""] * len(names))
+        for seed, run in seeds.items():
+            if run["problem"]:
+                why = run["problem"].strip().splitlines()[-1]
+                yield row(f"seed {seed}: {why}", *[""] * len(names))
+
+
+def mean_of(numbers):
+    """The mean in words; "-" if one is missing."""
+    if not numbers or None in numbers:
+        return "-"
+    return f"{sum(numbers) / len(numbers):,.4g}"
 
 
 def report(folder):

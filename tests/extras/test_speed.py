@@ -187,12 +187,51 @@ def test_gpu_real_sh_runs_to_its_end(gpu_scripts):
     assert list(runs) == [
         "reference", "CLM, 20% useful", "CLM with clean text, 20% useful", "SLM 0.2, 20% useful",
         "random 0.2, 20% useful"]
-    for run in runs.values():
-        assert run["problem"] == ""
-        assert 0 < run["answers"] < 10
-        assert run["curve"]
-    assert runs["SLM 0.2, 20% useful"]["selected"] == pytest.approx(0.2, abs=0.01)
+    for seeds in runs.values():
+        for run in seeds.values():
+            assert run["problem"] == ""
+            assert 0 < run["answers"] < 10
+            assert run["curve"]
+    assert runs["SLM 0.2, 20% useful"]["0"]["selected"] == pytest.approx(0.2, abs=0.01)
     assert "| SLM 0.2, 20% useful |" in (out / "real.md").read_text()
+
+
+@pytest.mark.parametrize("step, last, flag", [
+    (None, None, None),  # nothing is there
+    (5, {"val_target": 1}, "--resume"),
+    (8, {"loss": 1}, "--overwrite"),  # stopped in the last evaluation: its numbers are lost
+    (8, {"val_target": 1}, "none is begun"),
+])
+def test_a_stopped_comparison_goes_on(tmp_path, monkeypatch, step, last, flag):
+    def popen(argv, **_):
+        begun.append(argv)
+        return Namespace(communicate=lambda timeout: ("", ""), returncode=0)
+
+    begun = []
+    monkeypatch.setattr(real.subprocess, "Popen", popen)
+    monkeypatch.setattr(real.common, "load_checkpoint", lambda _: {"step": step})
+    if step:
+        out = tmp_path / real.run_folder("CLM, 3% useful", 1)
+        out.mkdir(parents=True)
+        (out / "ckpt.pt").touch()
+        (out / "log.jsonl").write_text(json.dumps(last) + "\n")
+    args = Namespace(out=tmp_path, batch_tokens=64, depth=1, block_size=8, micro_batch=8, lr=1,
+                     warmup=1, device="cpu", jobs=2)
+    runs = real.Runs(args, real.time.monotonic() + 100)
+    assert runs.train("CLM, 3% useful", 1, ["train_ref.py"], 8 * 64) == ""
+    assert len(begun) == (flag != "none is begun")
+    for argv in begun:
+        assert [word for word in argv if word in ("--resume", "--overwrite")] == [flag] * bool(flag)
+
+
+def test_runs_of_other_settings_are_not_mixed(tmp_path):
+    file = tmp_path / "real.json"
+    settings = {"lr": "0.1", "seeds": "[0]"}
+    assert real.earlier_runs(file, settings) == {}
+    file.write_text(json.dumps({"settings": settings, "runs": {"CLM": {}}}))
+    assert real.earlier_runs(file, {**settings, "seeds": "[0, 1]"}) == {"CLM": {}}
+    with pytest.raises(ValueError, match="another --lr"):
+        real.earlier_runs(file, {**settings, "lr": "0.2"})
 
 
 def test_useful_text_is_repeated_or_cut_to_its_share():
