@@ -96,7 +96,7 @@ def labelled(split, documents, kind):
 
 
 def make_corpora(args, folder):
-    """Write ref/ and, for each share, web_SHARE/ and mixed_SHARE/, but for those that are there."""
+    """Write ref/ and, for each share, web_SHARE/ and mixed_SHARE/, if one of them is missing."""
     names = [f"{kind}_{part:g}" for part in args.shares for kind in ("web", "mixed")]
     if all((folder / name / "meta.json").exists() for name in ("ref", *names)):
         return
@@ -113,33 +113,32 @@ def make_corpora(args, folder):
 
     held_out = math.ceil(len(ref) / 20)
     documents = labelled("train", ref[held_out:], MATH) + labelled("val", ref[:held_out], MATH)
-    meta = data.write_corpus(folder / "ref", documents, *about)
+    meta = data.write_corpus(folder / "ref", documents, *about, overwrite=True)
     print(f"ref: {meta['train']['tokens']:,} tokens, vocabulary {enc.n_vocab:,}")
     for part in args.shares:
         wanted = part / (1 - part) * web_tokens
         noisy = labelled("train", fill(useful, wanted), MATH) + labelled("train", web, PROSE)
         random.Random(0).shuffle(noisy)
-        meta = data.write_corpus(folder / f"web_{part:g}", noisy + web_val, *about)
+        meta = data.write_corpus(folder / f"web_{part:g}", noisy + web_val, *about, overwrite=True)
         print(f"web_{part:g}: {meta['train']}")
         mixed = noisy + labelled("train", ref[held_out:], MATH)
         random.Random(1).shuffle(mixed)
-        data.write_corpus(folder / f"mixed_{part:g}", mixed + web_val, *about)
+        data.write_corpus(folder / f"mixed_{part:g}", mixed + web_val, *about, overwrite=True)
 
 
 # ------------------------------------------------------------------------------ runs
 def list_runs(args, seed):
-    """{name: [script, flag, ...]}: those that do not wait for the reference first."""
+    """{name: [script, flag, ...]}: those that do not wait for the reference come first."""
     runs = {}
     for part in args.shares:
-        web = ["--data", f"web_{part:g}"]
-        slm = ["train_slm.py", "--ref", run_folder("reference", seed), *web]
-        first, *others = args.ratios
-        runs[f"CLM, {part:.0%} useful"] = ["train_ref.py", *web]
+        runs[f"CLM, {part:.0%} useful"] = ["train_ref.py", "--data", f"web_{part:g}"]
         runs[f"CLM with clean text, {part:.0%} useful"] = [
             "train_ref.py", "--data", f"mixed_{part:g}"]
-        runs[f"SLM {first:g}, {part:.0%} useful"] = [*slm, "--ratio", first]
-        for ratio in others:
+    for part in args.shares:
+        slm = ["train_slm.py", "--ref", run_folder("reference", seed), "--data", f"web_{part:g}"]
+        for ratio in args.ratios:
             runs[f"SLM {ratio:g}, {part:.0%} useful"] = [*slm, "--ratio", ratio]
+        first = args.ratios[0]
         runs[f"random {first:g}, {part:.0%} useful"] = [
             *slm, "--ratio", first, "--score", "random"]
     return runs

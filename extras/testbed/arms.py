@@ -7,7 +7,8 @@ micro-batch (see Tokens in score.py). The testbed adds to `t`, by patches/column
     t.second_loss  the loss under a second reference, Arm.second
     t.old_loss     the loss under a moving average of the student's weights, Arm.memory
 
-and gives these names to expressions: torch, rank_of, top, of_window, in_window, gumbel.
+and gives these names to expressions: torch, rank_of, top, usually_top, of_window, in_window,
+gumbel.
 """
 import dataclasses
 import sys
@@ -65,6 +66,7 @@ PROBE_STEPS = 2  # steps of a probe, each of other windows; they update nothing
 # Learning rates to choose from; an arm may have others. 3e-3 was left out after CLM, SLM 0.2,
 # random and the oracle had tried it, and were worse by 0.01 to 0.1.
 RATES = (6e-3, 1.2e-2)
+ONE_RATE = (6e-3,)  # of arms that were far behind at both
 QUICK = Setting(budgets=(4096, 8192), seeds=(0, 1), tuning_seeds=(100,), depth=1, block_size=64,
                 batch=256, warmup=2, web_tokens=40_000, clean_tokens=20_000, ref_tokens=8192,
                 probes=2, documents=16, problems=8, windows=16)
@@ -88,7 +90,7 @@ class Arm:
     memory: float = 0.0  # decay of the moving average behind t.old_loss
     second: str = ""  # the second reference: "web", a model of the noisy text, or "start"
     corpus: str = "plain"  # or "mixed"; "clean" is the reference's own
-    start: str = ""  # "ref": the student begins with the reference's weights
+    start: str = ""  # whose weights it begins with: "ref", or "web", a model of the noisy text
     patch: str = ""  # a fork of train_slm.py, whose selection takes the place of ours
     rates: tuple = RATES
     group: str = "yours"
@@ -141,6 +143,18 @@ def top(score, ratio):
     return kept
 
 
+def usually_top(t, score, ratio):
+    """1 above the usual cut of the top `ratio`, else 0: a pool of about ten micro-batches.
+
+    (N,) -> (N,). The usual cut is a moving average of those of the micro-batches before. There is
+    one of it in a run, so an expression can have one call of this.
+    """
+    cut = score[select_topk(score, ratio)].min()
+    usual = getattr(t.windows, "usual_cut", cut)  # the windows are the same object in all of a run
+    t.windows.usual_cut = 0.9 * usual + 0.1 * cut
+    return (score >= usual).float()
+
+
 def of_window(t, x):
     """The mean of x in each window, for all tokens of it: (N,) -> (N,)."""
     windows = x.view(-1, t.windows.T)
@@ -158,8 +172,8 @@ def gumbel(t):
     return -(-t.random().clamp(1e-6, 1 - 1e-6).log()).log()
 
 
-NAMES = {"torch": torch, "rank_of": rank_of, "top": top, "of_window": of_window,
-         "in_window": in_window, "gumbel": gumbel, "KINDS": KINDS}
+NAMES = {"torch": torch, "rank_of": rank_of, "top": top, "usually_top": usually_top,
+         "of_window": of_window, "in_window": in_window, "gumbel": gumbel, "KINDS": KINDS}
 
 
 def function_of(expression):
@@ -194,6 +208,22 @@ def function_of(expression):
     return function
 
 
+def check(what, expression):
+    """ValueError if a typed expression is no score, or no weight: what is "weight", "distil" too.
+
+    An empty one is fine.
+    """
+    if not expression:
+        return
+    numbers = function_of(expression)(MadeUp())
+    if what == "score" and len(numbers.unique()) < 3:
+        raise ValueError(f"{expression!r} has fewer than three different values, and cannot rank "
+                         "the tokens; a threshold is a --weight.")
+    if what != "score" and (numbers < 0).any():
+        raise ValueError(f"{expression!r} is below 0 for some tokens; --{what} must be 0 or more, "
+                         "by .clamp(min=0) perhaps.")
+
+
 class MadeUp(Tokens):
     """Tokens that no model has read, to try an expression on before anything is trained."""
     N = 256
@@ -203,7 +233,9 @@ class MadeUp(Tokens):
         generator = torch.Generator().manual_seed(0)
         names = ["loss", "ref_loss", "ref_entropy", "entropy", "second_loss", "old_loss"]
         for name in names:
-            self.__dict__[name] = 3 * torch.rand(self.N, generator=generator)
+            numbers = 12 * torch.rand(self.N, generator=generator)
+            numbers[:8] = 0  # as a loss becomes where a model is certain
+            self.__dict__[name] = numbers
         self.__dict__["kind"] = torch.arange(self.N) % len(KINDS)
         self.windows = self  # of_window asks for its T
         self.seed = 0
@@ -238,45 +270,64 @@ ARMS = [
     Arm("SLM 0.2, others at 0.2", weight=f"0.2 + 0.8 * top({EXCESS}, 0.2)", group="left out"),
     Arm("SLM 0.2, sum / N", weight=f"top({EXCESS}, 0.2)", divide="all", group="left out"),
     Arm("SLM 0.05", EXCESS, ratio=0.05, group="after a paper", source=RHO),
-    Arm("p (DFT)", weight=P, group="after a paper", source="DFT, arXiv 2508.05629"),
+    Arm("p (DFT)", weight=P, rates=ONE_RATE, group="after a paper", source="DFT, arXiv 2508.05629"),
     Arm("L web - R", "t.second_loss - t.ref_loss", second="web", group="after a paper",
         source="TokenCleaning, fixed, arXiv 2502.01968"),
-    Arm("own entropy", "t.entropy", group="after a paper",
+    Arm("own entropy", "t.entropy", rates=ONE_RATE, group="after a paper",
         source="ESLM by entropy, arXiv 2505.19893"),
     Arm("all maths", weight=MATHS, group="control"),
     Arm("oracle of the learnable", weight=f"{MATHS} & ({EXCESS} > 0.1)", group="control"),
     Arm("distillation, unsure", weight="1 - 0.5 * (t.ref_entropy > 0.5)",
         distil="0.5 * (t.ref_entropy > 0.5)", group="left out"),
-    Arm("middle R", "-(rank_of(t.ref_loss) / len(t.loss) - 0.5).abs()", group="after a paper",
-        source="Marion et al., arXiv 2309.04564, by token"),
+    Arm("middle R", "-(rank_of(t.ref_loss) / t.ref_loss.numel() - 0.5).abs()",
+        rates=ONE_RATE, group="after a paper", source="Marion et al., arXiv 2309.04564, by token"),
     Arm("windows by R", "-of_window(t, t.ref_loss)", group="left out"),
     Arm("windows by excess", f"of_window(t, {EXCESS})", group="left out"),
     Arm("L web - R > 1", weight="t.second_loss - t.ref_loss > 1", second="web",
-        group="after a paper", source="TokenCleaning, a fixed cut for the whole text"),
+        rates=ONE_RATE, group="after a paper",
+        source="TokenCleaning, a fixed cut for the whole text"),
     Arm("L web - R, all but 0.1", "t.second_loss - t.ref_loss", ratio=0.9, second="web",
         group="after a paper", source="TOSS, arXiv 2603.01185"),
     Arm("SLM 0.2, drawn", f"({EXCESS}).clamp(min=1e-6).log() + gumbel(t)", group="after a paper",
         source="a public re-implementation of RHO-1"),
     Arm("SLM 0.2 of each window", f"in_window(t, {EXCESS})", group="ours"),
-    Arm("p > 0.1", weight=f"{P} > 0.1", group="after a paper", source="ProFit, arXiv 2601.09195"),
+    Arm("SLM 0.2 of ten batches", weight=f"usually_top(t, {EXCESS}, 0.2)", group="ours"),
+    Arm("p > 0.1", weight=f"{P} > 0.1", rates=ONE_RATE, group="after a paper",
+        source="ProFit, arXiv 2601.09195"),
     Arm("focal", weight=f"(1 - {P}) ** 2", group="after a paper", source="focal loss, 1708.02002"),
     Arm("entropy (weights)", weight="t.entropy", group="after a paper",
         source="kin of MiLe, arXiv 2310.19531, and EAFT, arXiv 2601.02151"),
     Arm("low R of a web reference", "-t.second_loss", second="web", ratio=0.6,
-        group="after a paper", source="RHO-1's self-reference"),
+        rates=ONE_RATE, group="after a paper", source="RHO-1's self-reference"),
     Arm("excess > 1, others at 0.2", weight=f"0.2 + 0.8 * ({EXCESS} > 1)", group="ours"),
-    Arm("void: the student's start", "t.loss - t.second_loss", second="start", group="control",
+    Arm("void: the student's start", "t.loss - t.second_loss", second="start",
+        rates=ONE_RATE, group="control",
         source="all but own loss, as the start gives each token about the same"),
-    Arm("void: the student itself", "t.loss - t.loss", group="control",
-        source="all are equal: the first in order are taken"),
-    Arm("L - old L, longer lag", "t.loss - t.old_loss", memory=0.99, group="after a paper",
-        source="sign of T3S, arXiv 2601.10348"),
-    Arm("old L - L, longer lag", "t.old_loss - t.loss", memory=0.99, group="after a paper",
-        source="sign of ssToken, arXiv 2510.18250"),
+    Arm("void: the student itself", "t.loss - t.loss", rates=ONE_RATE, group="control",
+        source="all are equal: which are taken has no reason"),
+    Arm("L - old L, longer lag", "t.loss - t.old_loss", memory=0.99, rates=ONE_RATE,
+        group="after a paper", source="sign of T3S, arXiv 2601.10348"),
+    Arm("old L - L, longer lag", "t.old_loss - t.loss", memory=0.99, rates=ONE_RATE,
+        group="after a paper", source="sign of ssToken, arXiv 2510.18250"),
     Arm("distillation alone", weight="0", distil="1", group="left out"),
 ]
 
-# The third question: what is done with one kind of token, while the others are trained on.
+# Which sign of L - old L is right, in a later phase: students that begin as a model of the noisy
+# text, which has read 1M tokens of it. That model is then t.second_loss, too: the student as it was
+# at the start. Scores that are made for fine-tuning have their chance here.
+LATER = [
+    Arm("later: CLM", start="web", group="later"),
+    Arm("later: SLM 0.2", EXCESS, start="web", group="later"),
+    Arm("later: random", "t.random()", start="web", group="later"),
+    Arm("later: L - old L", "t.loss - t.old_loss", memory=0.95, start="web", group="later"),
+    Arm("later: old L - L", "t.old_loss - t.loss", memory=0.95, start="web", group="later"),
+    Arm("later: L - first L", "t.loss - t.second_loss", second="web", start="web", group="later"),
+    Arm("later: first L - L", "t.second_loss - t.loss", second="web", start="web", group="later"),
+    Arm("later: p (DFT)", weight=P, start="web", group="later"),
+    Arm("later: p > 0.1", weight=f"{P} > 0.1", start="web", group="later"),
+]
+
+# Kind x action: what is done with one kind of token, while the others are trained on.
 ACTIONS = {"drop": (0, False), "down-weight": (0.2, False), "distil": (0, True)}
 GROUPS_OF_KINDS = {
     "easy": "(t.kind == 0) & (t.ref_loss < 0.1) & (t.loss < 0.1)",
@@ -284,6 +335,7 @@ GROUPS_OF_KINDS = {
     "unlearnable": "(t.kind == 0) & (t.ref_loss >= 0.1)",
     "wrong": "t.kind == 1",
     "prose": "t.kind == 2",
+    "boilerplate": "t.kind == 3",
     "junk": "t.kind == 4",
 }
 
@@ -295,24 +347,23 @@ def kind_arms():
         for action, (weight, is_distilled) in ACTIONS.items():
             distil = f"1 * ({which})" if is_distilled else ""
             made.append(Arm(f"{kind}: {action}", weight=f"1 - {1 - weight:g} * ({which})",
-                            distil=distil, rates=(6e-3,), group="kinds"))
+                            distil=distil, rates=ONE_RATE, group="kinds"))
     return made
 
 
 TUNING = 0  # in the place of a budget: the runs that choose an arm's rate
 
 
-def queue(setting):
+def queue(setting, only=()):
     """(arm, budget) in the order in which `table` runs them: what matters most comes first.
 
-    Arms are run at the first of their rates, tuned, and run again where another rate is better.
+    only: names of arms, if not all are wanted. ValueError if there is no such arm.
     """
     short, *longer = setting.budgets
-    order = []
-    for some in (ARMS[:9], ARMS[9:20], ARMS[20:]):
-        order += [(arm, short) for arm in some]
-        order += [(arm, TUNING) for arm in some]
-        order += [(arm, short) for arm in some]
+    order = [(arm, budget) for arm in [*ARMS, *LATER] for budget in (TUNING, short)]
     order += [(arm, short) for arm in kind_arms()]
     order += [(arm, budget) for budget in longer for arm in ARMS]
-    return order
+    for name in only or ():
+        if name not in {arm.name for arm, _ in order}:
+            raise ValueError(f"There is no arm {name!r} in arms.py.")
+    return [(arm, budget) for arm, budget in order if not only or arm.name in only]

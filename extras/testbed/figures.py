@@ -9,8 +9,10 @@ import numpy as np
 from arms import ARMS, KINDS
 
 COLOURS = {"control": "#444444", "left out": "#1b7837", "after a paper": "#2166ac",
-           "ours": "#b2182b", "kinds": "#762a83", "yours": "#e08214"}
+           "ours": "#b2182b", "yours": "#e08214"}
+STARTS = {"ref": "the reference", "web": "a model of the noisy text"}
 WORDS = {"left out": "a baseline that papers leave out"}
+CLM = next(arm for arm in ARMS if arm.name == "CLM")
 SLM = next(arm for arm in ARMS if arm.name == "SLM 0.2")
 TICKS = (0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7)  # of losses
 BASELINES = ("CLM", "SLM 0.2", "random", "oracle", "CLM + clean text", "distillation")
@@ -43,10 +45,10 @@ def overlap(records):
 
 
 # ------------------------------------------------------------------------------ tables
-def complete_rows(bench, tokens):
-    """[(arm, its records)] of the arms that have all seeds at a budget, best first."""
+def complete_rows(bench, tokens, some=ARMS):
+    """[(arm, its records)] of those arms that have all seeds at a budget, best first."""
     rows = []
-    for arm in [*ARMS, *arms.kind_arms()]:
+    for arm in some:
         records = bench.of(arm, tokens)
         if len(records) == len(bench.setting.seeds):
             rows.append((arm, records))
@@ -55,9 +57,9 @@ def complete_rows(bench, tokens):
 
 def times_fewer(bench, arm, records, tokens):
     """How many times fewer tokens than CLM to CLM's last loss on answers, in words."""
-    if arm == ARMS[0]:
+    if arm == CLM:
         return "1"
-    baseline = [record["curve"] for record in bench.of(ARMS[0], tokens)]
+    baseline = [record["curve"] for record in bench.of(CLM, tokens)]
     if len(baseline) < len(bench.setting.seeds):
         return "–"
     middle, low, high = measure.times_fewer(baseline, [record["curve"] for record in records])
@@ -71,7 +73,7 @@ def times_fewer(bench, arm, records, tokens):
 
 def cost(bench, arm, records, tokens):
     """Operations over CLM's at the same budget, in words: of training, and of everything."""
-    clm, _ = measure.operations(ARMS[0], bench.setting, tokens)
+    clm, _ = measure.operations(CLM, bench.setting, tokens)
     training, everything = measure.operations(arm, bench.setting, tokens, kept_all(records))
     if training is None:
         return "–"
@@ -89,9 +91,9 @@ def less(records, others):
             for record in records if record["seed"] in of_seed]
 
 
-def less_slm(bench, records, tokens):
-    """The loss on answers less SLM's, the mean and its interval, in words."""
-    losses = less(records, bench.of(SLM, tokens))
+def less_words(records, others):
+    """The loss on answers less the others' by seed, its mean and interval, in words."""
+    losses = less(records, others)
     if len(losses) < len(records):
         return "–"
     if not any(losses):
@@ -100,27 +102,22 @@ def less_slm(bench, records, tokens):
     return f"{np.mean(losses):+.3f} ({low:+.3f} to {high:+.3f})"
 
 
-def without_end(records):
-    """The mean loss of the answers without the end of text, of the seeds that have it, in words."""
-    losses = [record["without_end"] for record in records if "without_end" in record]
-    if not losses:
-        return "–"
-    seeds = "" if len(losses) == len(records) else f" ({len(losses)} of {len(records)})"
-    return f"{np.mean(losses):.3f}{seeds}"
+def answers_words(records):
+    """The mean loss on answers and its interval, in words."""
+    answers = [record["answers"] for record in records]
+    low, high = measure.interval(answers)
+    return f"**{np.mean(answers):.3f}** ({low:.3f} to {high:.3f})"
 
 
 def result_row(bench, arm, records, tokens, is_tuned):
     """The cells of an arm in the table of results."""
-    answers = [record["answers"] for record in records]
-    low, high = measure.interval(answers)
     rate = f"{records[0]['rate']:g}"
     if not is_tuned:
         rate += " (not tuned)"
     return [
         arm.name,
-        f"**{np.mean(answers):.3f}** ({low:.3f} to {high:.3f})",
-        without_end(records),
-        less_slm(bench, records, tokens),
+        answers_words(records),
+        less_words(records, bench.of(SLM, tokens)),
         f"{mean(records, 'accuracy'):.1%}",
         f"{mean(records, 'clean'):.3f}",
         f"{mean(records, 'all'):.2f}",
@@ -130,9 +127,8 @@ def result_row(bench, arm, records, tokens, is_tuned):
     ]
 
 
-RESULT_HEAD = ["arm", "loss on answers", "without the end", "less SLM 0.2, by seed", "accuracy",
-               "clean loss", "loss on all", "times fewer tokens than CLM",
-               "operations: training, all", "rate"]
+RESULT_HEAD = ["arm", "loss on answers", "less SLM 0.2, by seed", "accuracy", "clean loss",
+               "loss on all", "times fewer tokens than CLM", "operations: training, all", "rate"]
 
 
 def result_table(bench, tokens):
@@ -142,11 +138,26 @@ def result_table(bench, tokens):
     return markdown(RESULT_HEAD, rows)
 
 
+def later_table(bench, tokens):
+    """Markdown: the students that begin as a model of the noisy text, by their loss on answers."""
+    clm = bench.of(arms.LATER[0], tokens)
+    rows = []
+    for arm, records in complete_rows(bench, tokens, arms.LATER):
+        cells = [arm.name, answers_words(records), less_words(records, clm)]
+        cells += [f"{mean(records, 'clean'):.3f}", f"{mean(records, 'all'):.2f}"]
+        for kind in ("math", "junk"):
+            cells.append(f"{kept(records, kind):.0%}")
+        rows.append([*cells, f"{records[0]['rate']:g}"])
+    head = ["arm", "loss on answers", "less CLM, by seed", "clean loss", "loss on all",
+            "kept of maths", "of junk", "rate"]
+    return markdown(head, rows)
+
+
 def selection_table(bench, tokens):
     """Markdown: what is kept of each true kind, and how much neighbouring selections overlap."""
     rows = []
     for arm, records in complete_rows(bench, tokens):
-        if "kept" not in records[0] or arm.group == "kinds":
+        if "kept" not in records[0] or arm.distil:  # by distillation all are trained on
             continue
         cells = [arm.name, f"{kept_all(records):.0%}"]
         cells += [f"{kept(records, kind):.0%}" for kind in KINDS]
@@ -172,7 +183,7 @@ def arm_table():
         if arm.corpus != "plain":
             parts.append("the mixed corpus")
         if arm.start:
-            parts.append("starts from the reference")
+            parts.append(f"begins as {STARTS[arm.start]}")
         rows.append([arm.name, ", ".join(parts) or "all tokens", arm.group, arm.source or "–"])
     return markdown(["arm", "what it is", "group", "source"], rows)
 
@@ -190,6 +201,7 @@ def tables(bench):
     for number, tokens in enumerate(bench.setting.budgets, 1):
         made[f"results-{number}"] = result_table(bench, tokens)
         made[f"selection-{number}"] = selection_table(bench, tokens)
+    made["later"] = later_table(bench, bench.setting.budgets[0])
     return made
 
 
@@ -213,6 +225,14 @@ def pyplot():
     import matplotlib.pyplot as plt
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     return plt
+
+
+def plain_ticks(axis):
+    """Plain numbers on a logarithmic axis of losses."""
+    low, high = axis.get_view_interval()
+    ticks = [tick for tick in TICKS if low < tick < high]
+    axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_ticks([], minor=True)
 
 
 def band(bench, tokens):
@@ -243,10 +263,7 @@ def dot_plot(bench, rows, tokens, file, title):
     axes.set_axisbelow(True)
     axes.set_xlabel("loss on the answers of held-out problems, nats a token (lower is better)")
     axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    ticks = [tick for tick in TICKS if low < tick < high]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
+    plain_ticks(axes.xaxis)
     axes.set_title(title, fontsize=10)
     figure.legend(fontsize=7, frameon=False, loc="outside lower center", ncols=6)
     figure.savefig(file, dpi=150)
@@ -257,11 +274,9 @@ def draw_operations(bench, file):
     """Loss on answers against all operations, references and scoring counted, at both budgets."""
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    clm, _ = measure.operations(ARMS[0], bench.setting, bench.setting.budgets[0])
+    clm, _ = measure.operations(CLM, bench.setting, bench.setting.budgets[0])
     for tokens, mark in zip(bench.setting.budgets, "os", strict=True):
         for arm, records in complete_rows(bench, tokens):
-            if arm.group == "kinds":
-                continue
             _, needed = measure.operations(arm, bench.setting, tokens, kept_all(records))
             if needed is None:
                 continue
@@ -283,14 +298,13 @@ def draw_operations(bench, file):
     plt.close(figure)
 
 
-RATIO_ARMS = ("SLM 0.05", "SLM 0.1", "SLM 0.2", "SLM 0.6")
-THRESHOLD_ARMS = ("excess > 1", "excess - max(R, H)")
+KEPT_BY = ("SLM 0.05", "SLM 0.1", "SLM 0.2", "SLM 0.6", "excess > 1", "excess - max(R, H)")
 
 
 def draw_ratio(bench, tokens, file):
-    """Question (a): what a fixed ratio and a threshold keep of each kind, through training."""
+    """What fixed ratios, a threshold, and another score keep of each kind, through training."""
     found = {arm.name: bench.of(arm, tokens) for arm in ARMS}
-    names = [name for name in (*RATIO_ARMS, *THRESHOLD_ARMS) if found[name]]
+    names = [name for name in KEPT_BY if found[name]]
     if not names:
         return
     plt = pyplot()
@@ -315,31 +329,40 @@ def draw_ratio(bench, tokens, file):
 
 
 def draw_signs(bench, tokens, file):
-    """Question (b): both signs of L - old L, as loss on answers through training."""
-    plt = pyplot()
-    shown = [arm for arm in ARMS if "old_loss" in arm.score or arm.name in ("CLM", "SLM 0.2")]
-    shown = [arm for arm in shown if bench.of(arm, tokens)]
-    if not any("old_loss" in arm.score for arm in shown):
+    """Both signs of L - old L, as loss on answers through training, in two phases."""
+    moved = [arm for arm in ARMS if "old_loss" in arm.score]
+    panels = {"from nothing": [CLM, SLM, *moved],
+              "from a model of the noisy text": arms.LATER}
+    panels = {title: [arm for arm in shown if bench.of(arm, tokens)]
+              for title, shown in panels.items()}
+    panels = {title: shown for title, shown in panels.items() if len(shown) > 1}
+    if not panels:
         return
-    figure, axes = plt.subplots(figsize=(5.5, 3), layout="constrained")
-    for arm in shown:
-        curves = np.array([record["curve"] for record in bench.of(arm, tokens)])
-        read = np.arange(1, curves.shape[1] + 1) * tokens / curves.shape[1] / 1e3
-        line, = axes.plot(read, curves.mean(0), label=arm.name)
-        axes.fill_between(read, curves.min(0), curves.max(0), color=line.get_color(), alpha=0.15,
-                          lw=0)
-    axes.set_xlabel("thousand tokens")
-    axes.set_ylabel("loss on answers")
-    figure.legend(fontsize=7, frameon=False, loc="outside right center")
+    plt = pyplot()
+    figure, grid = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.4), squeeze=False,
+                                layout="constrained")
+    for axes, (title, shown) in zip(grid[0], panels.items(), strict=True):
+        for arm in shown:
+            curves = np.array([record["curve"] for record in bench.of(arm, tokens)])
+            read = np.arange(1, curves.shape[1] + 1) * tokens / curves.shape[1] / 1e3
+            line, = axes.plot(read, curves.mean(0), label=arm.name)
+            axes.fill_between(read, curves.min(0), curves.max(0), color=line.get_color(),
+                              alpha=0.15, lw=0)
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("thousand tokens")
+        axes.set_ylabel("loss on answers")
+        axes.set_yscale("log")
+        plain_ticks(axes.yaxis)
+        axes.legend(fontsize=7, frameon=False)
     figure.savefig(file, dpi=150)
     plt.close(figure)
 
 
 def draw_kinds(bench, tokens, file):
-    """Question (c): what is done with one kind, less CLM, which trains on it; with intervals."""
+    """What is done with one kind, less CLM, which trains on it; with intervals."""
     less_clm = {}
     for arm in arms.kind_arms():
-        clm = dataclasses.replace(ARMS[0], rates=arm.rates)  # at the same rate
+        clm = dataclasses.replace(CLM, rates=arm.rates)  # at the same rate
         losses = less(bench.of(arm, tokens), bench.of(clm, tokens))
         if len(losses) > 1:
             less_clm[arm.name] = losses
@@ -369,7 +392,7 @@ def draw(bench, folder, document=None):
     """All figures into a folder, and the tables into a document, if one is given."""
     folder = Path(folder)
     for number, tokens in enumerate(bench.setting.budgets, 1):
-        rows = [row for row in complete_rows(bench, tokens) if row[0].group != "kinds"]
+        rows = complete_rows(bench, tokens)
         if rows:
             title = f"{tokens:,} tokens, {len(bench.setting.seeds)} seeds"
             dot_plot(bench, rows, tokens, folder / f"table{number}.png", title)

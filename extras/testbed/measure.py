@@ -85,7 +85,7 @@ class Probe:
         kinds = np.concatenate(self.kinds[:PROBE_STEPS])
         kept = {kind: [] for kind in KINDS}
         for weight in weights:
-            weight = weight / max(1, weight.max())  # what counts most counts 1
+            weight = weight / max(1, weight.max())  # a share is at most 1
             for index, kind in enumerate(KINDS):
                 of_kind = weight[kinds == index]
                 kept[kind].append(round(float(of_kind.sum() / max(1, len(of_kind))), 4))
@@ -118,14 +118,13 @@ def documents(folder, enc, n):
 
 @torch.no_grad()
 def answer_losses(model, problems):
-    """Mean loss in nats of the answers' tokens, what follows "Answer:":
-    (with, without the end of text).
+    """Mean loss in nats of what follows "Answer:", and apart from it of the end of text:
+    (the answers' tokens, the end).
 
-    The noisy text has no end of text after an answer, so what a student makes of it is no maths.
+    In the noisy text one answer in ten ends a page, so the end is no matter of maths.
     """
-    total = 0.0
-    ends = 0.0
-    count = 0
+    answers = []
+    ends = []
     of_length = sorted(problems, key=lambda problem: len(problem[0]))
     for begin in range(0, len(of_length), 32):
         batch = of_length[begin:begin + 32]
@@ -133,11 +132,9 @@ def answer_losses(model, problems):
         idx = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in batch])
         losses = model(idx[:, :-1], idx[:, 1:])
         for row, (ids, answer) in zip(losses, batch, strict=True):
-            of_answer = row[answer - 1:len(ids) - 1]
-            total += of_answer.sum().item()
-            ends += of_answer[-1].item()
-            count += len(of_answer)
-    return total / count, (total - ends) / (count - len(problems))
+            answers.append(row[answer - 1:len(ids) - 2])
+            ends.append(row[len(ids) - 2])
+    return torch.cat(answers).mean().item(), torch.stack(ends).mean().item()
 
 
 @torch.no_grad()
@@ -158,10 +155,10 @@ def measure(out, target, web, setting, whole=True):
     found = {"curve": []}
     for file in files:
         model = common.load_model(file)
-        answers, without_end = answer_losses(model, problems)
+        answers, end = answer_losses(model, problems)
         found["curve"].append(round(answers, 5))
     found["answers"] = found["curve"][-1]
-    found["without_end"] = round(without_end, 5)
+    found["end"] = round(end, 5)
     if whole:
         to_solve = data.read_problems(target, setting.problems)
         found["accuracy"] = common.accuracy(model, to_solve, enc)
@@ -250,10 +247,12 @@ def interval(values):
 def operations(arm, setting, tokens, kept=1.0):
     """Floating-point operations of an arm for so many tokens: (of training, all that it needs).
 
-    2 for each weight and token forward and 4 backward, and the whole attention matrices. Counted is
-    what the method needs, not what our patches spend. kept: the share of the tokens that has a
-    weight. The second number has the training of references and their passes over what the student
-    reads, too. Both are None for an arm with a patch of its own: what that needs is not known.
+    2 for each weight and token forward and 4 backward, and the whole attention matrices. A
+    selection is counted as train_slm.py makes it, with the head for all tokens and again for those
+    selected; what the testbed's patches spend beside that is not. kept: the share of the tokens
+    that has a weight. The second number has the training of references and their passes over what
+    the student reads, too. Both are None for an arm with a patch of its own: what that needs is not
+    known.
     """
     if arm.patch:
         return None, None
@@ -278,10 +277,9 @@ def operations(arm, setting, tokens, kept=1.0):
     trained = 0
     if arm.asks_reference or arm.start == "ref":
         trained += setting.ref_tokens
-    if "t.second_loss" in text:
-        passes += 1
-        if arm.second == "web":
-            trained += setting.ref_tokens
+    passes += "t.second_loss" in text
+    if arm.second == "web" or arm.start == "web":
+        trained += setting.ref_tokens
     everything = tokens * (a_token + passes * forward) + trained * 3 * forward
     return tokens * a_token, everything
 

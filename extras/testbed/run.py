@@ -4,6 +4,7 @@
     python extras/testbed/run.py --weight "(-t.loss).exp()"            # what each token counts
     python extras/testbed/run.py --patch extras/forks/ema_reference.patch
     python extras/testbed/run.py table                                 # what is missing, then draw
+    python extras/testbed/run.py table --only "SLM 0.2" mine           # of these arms alone
     python extras/testbed/run.py draw                                  # tables and figures alone
 
 A run is a process. Its record is a line of results/runs.jsonl; what has a record is not run again,
@@ -80,8 +81,9 @@ class Bench:
                 for rate in arm.rates for seed in self.setting.tuning_seeds]
 
     def is_tuned(self, arm):
-        """Whether all the runs that an arm's rate is chosen on have records."""
-        return all(run.id in self.records for run in self.tuning(arm))
+        """Whether there are runs that an arm's rate is chosen on, and all have records."""
+        runs = self.tuning(arm)
+        return bool(runs) and all(run.id in self.records for run in runs)
 
     def rate(self, arm):
         """The rate of the lowest mean loss on answers; the first until the arm is tuned."""
@@ -105,6 +107,8 @@ class Bench:
         """
         busy = {run.id for run in running}
         for arm, tokens in queue:
+            if tokens != arms.TUNING and any(run.id in busy for run in self.tuning(arm)):
+                continue  # its rate is about to be known
             for run in self.wanted(arm, tokens):
                 if run.id not in self.records and run.id not in busy:
                     return run
@@ -169,13 +173,15 @@ class Bench:
         """The folder of the reference of a seed."""
         return self.do(Run(REFERENCE, self.setting.ref_tokens, self.setting.ref_rate, seed))
 
-    def second(self, name, seed):
-        """The folder of a second reference: see Arm.second."""
-        if name == "web":
-            rate = self.setting.ref_rate
-            return self.do(Run(WEB_REFERENCE, self.setting.ref_tokens, rate, 1000 + seed))
-        # One step at rate 0, from the student's seed.
-        return self.do(Run(START, self.setting.batch, 0.0, seed, whole=False))
+    def web_model(self, seed):
+        """The folder of a model of the noisy text, of another seed than the student's."""
+        setting = self.setting
+        return self.do(Run(WEB_REFERENCE, setting.ref_tokens, setting.ref_rate, 1000 + seed))
+
+    def first_weights(self, seed):
+        """The folder of the weights that the student of a seed begins with."""
+        one_step_at_rate_0 = Run(START, self.setting.batch, 0.0, seed, whole=False)
+        return self.do(one_step_at_rate_0)
 
     def code(self, arm):
         """The folder of the core that an arm runs: a copy, if it is patched."""
@@ -206,6 +212,8 @@ class Bench:
             flags |= self.selection_flags(arm, run.seed, (code / script).read_text())
         if arm.start == "ref":
             flags["--init_from"] = str(self.reference(run.seed))
+        if arm.start == "web":
+            flags["--init_from"] = str(self.web_model(run.seed))
         flags |= {"--snapshots": probes, "--data": str(corpus), "--target": str(plain / "ref"),
                   "--out": str(self.work / "runs" / run.folder)}
         return {"code": str(code), "script": script, "flags": flags, "web": str(plain / "web"),
@@ -222,8 +230,10 @@ class Bench:
             flags["--score"] = "expression"
         if arm.distil:
             flags["--distil"] = "distil"
-        if arm.second:
-            flags["--second"] = str(self.second(arm.second, seed))
+        if arm.second == "web":
+            flags["--second"] = str(self.web_model(seed))
+        if arm.second == "start":
+            flags["--second"] = str(self.first_weights(seed))
         # A patch may have taken one of these flags away.
         told = {"--ratio": arm.ratio, "--divide": arm.divide, "--memory": arm.memory}
         return flags | {flag: value for flag, value in told.items() if f'"{flag}"' in script}
@@ -290,19 +300,34 @@ def parse_args(argv=None):
     flag("what", nargs="?", choices=("table", "draw"), help="all arms of arms.py")
     flag("--score", default="", metavar="EXPRESSION", help="the top --ratio by it are trained on")
     flag("--weight", default="", metavar="EXPRESSION", help="what the loss of each token counts")
+    flag("--distil", default="", metavar="EXPRESSION",
+         help="what the cross-entropy to the reference's prediction counts, beside --weight")
     flag("--patch", default="", metavar="FILE", help="a fork of train_slm.py, see extras/forks")
-    flag("--ratio", type=float, default=0.2, help="of --score and of --patch (default 0.2)")
+    flag("--ratio", type=float, help="of --score and of --patch (default 0.2)")
     flag("--memory", type=float, default=0.95, help="of the student's average, t.old_loss")
     flag("--second", choices=("web", "start"), default="web", help="behind t.second_loss")
     flag("--rates", type=float, nargs="+", default=arms.RATES, help="learning rates to choose from")
+    flag("--only", nargs="+", metavar="ARM", help="of table: the names of arms of arms.py")
     flag("--jobs", type=int, default=os.cpu_count(), help="runs at a time (default: one a core)")
     flag("--quick", action="store_true", help="tiny runs, which are no results, in out/")
-    args = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    for name in ("--score", "--weight", "--distil"):
+        if name in words[:-1]:  # one that begins with a minus would be taken for a flag
+            i = words.index(name)
+            words[i:i + 2] = [f"{name}={words[i + 1]}"]
+    args = parser.parse_args(words)
     methods = [name for name in ("score", "weight", "patch") if getattr(args, name)]
     if bool(args.what) == bool(methods):
         parser.error("give table, draw, or one of --score, --weight, --patch")
     if args.score and args.weight:
         parser.error("--score selects and --weight weighs: give one of them")
+    if args.weight and args.ratio is not None:
+        parser.error("--ratio is of --score; a weight of 0 drops a token")
+    if args.distil and not args.weight:
+        parser.error("--distil counts beside --weight: give that too, 0 for distillation alone")
+    if args.only and args.what != "table":
+        parser.error("--only is of table")
+    args.ratio = 0.2 if args.ratio is None else args.ratio
     if not 0 < args.ratio <= 1:
         parser.error("--ratio must be above 0 and at most 1")
     return args
@@ -310,13 +335,13 @@ def parse_args(argv=None):
 
 def yours(args):
     """The arm that the flags describe. ValueError before anything is trained if it cannot be."""
-    for expression in filter(None, (args.score, args.weight)):
-        arms.function_of(expression)
+    for name in ("score", "weight", "distil"):
+        arms.check(name, getattr(args, name))
     if args.patch and not Path(args.patch).is_file():
         raise ValueError(f"There is no patch {args.patch}.")
-    text = args.score + args.weight
+    text = args.score + args.weight + args.distil
     arm = Arm(
-        "yours", args.score, args.weight, ratio=args.ratio, patch=args.patch,
+        "yours", args.score, args.weight, args.distil, ratio=args.ratio, patch=args.patch,
         memory=args.memory * ("old_loss" in text), rates=tuple(args.rates),
         second=args.second if "second_loss" in text else "")
     with tempfile.TemporaryDirectory() as folder:
@@ -341,12 +366,13 @@ def main():
         document = None
     bench = Bench(work, results, setting, args.jobs)
     if args.what == "table":
-        bench.work_off(arms.queue(setting))
+        bench.work_off(arms.queue(setting, args.only))
     if args.what:
         import figures
         figures.draw(bench, results, document)
         return
     own = Bench(work, work / "yours", setting, args.jobs)
+    own.records = {**bench.records, **own.records}  # the references may be there
     own.work_off([(arm, arms.TUNING)])
     own.work_off([(arm, setting.budgets[0])])
     import figures

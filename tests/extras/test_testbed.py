@@ -77,14 +77,14 @@ def new_bench(bed, folder, setting=None):
 
 
 def test_the_queue_takes_the_best_rate_and_skips_what_is_recorded(bed, tmp_path):
-    queue = [(arm, budget) for arm in bed.arms.ARMS[:2] for budget in (750_000, 0, 750_000)]
+    queue = [(arm, budget) for arm in bed.arms.ARMS[:2] for budget in (0, 750_000)]
     bench = new_bench(bed, tmp_path)
     bench.work_off(queue)
-    # At the first rate, 6e-3; the tuning; and again at the better rate, which is 1.2e-2 here.
-    assert len(bench.started) == 2 * (5 + 2 * 2 + 5)
+    assert len(bench.started) == 2 * (2 * 2 + 5)
     assert len({run.id for run in bench.started}) == len(bench.started)
+    # Three at a time, and still none is run before its rate is known, which is 1.2e-2 here.
     final = [run for run in bench.started if run.whole]
-    assert sorted(run.rate for run in final) == 10 * [6e-3] + 10 * [1.2e-2]
+    assert [run.rate for run in final] == 10 * [1.2e-2]
     assert {run.seed for run in final}.isdisjoint(bench.setting.tuning_seeds)
     assert all(record["rate"] == 1.2e-2 for record in bench.of(bed.arms.ARMS[0], 750_000))
 
@@ -111,6 +111,10 @@ def test_a_changed_expression_is_another_run(bed):
     (["--score", "t.los"], "does not work"),
     (["--weight", "t.loss.mean()"], "one number a token"),
     (["--score", "(0 * t.loss).log() * 0"], "not finite"),
+    (["--score", "t.loss / t.ref_loss"], "not finite"),  # a reference can be certain
+    (["--score", "t.loss > 1"], "cannot rank"),
+    (["--weight", "t.loss - t.ref_loss"], "0 or more"),
+    (["--weight", "0", "--distil", "-t.loss"], "0 or more"),
     (["--patch", "none.patch"], "no patch"),
 ])
 def test_a_bad_method_is_one_sentence_before_any_training(bed, flags, words, monkeypatch):
@@ -121,8 +125,27 @@ def test_a_bad_method_is_one_sentence_before_any_training(bed, flags, words, mon
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize("flags", [
+    ["--weight", "1", "--ratio", "0.4"], ["--score", "t.loss", "--weight", "1"], ["draw", "--only",
+    "CLM"], ["--score", "t.loss", "--distil", "1"], [], ["table", "--score", "t.loss"],
+])
+def test_flags_that_would_do_nothing_are_refused(bed, flags):
+    with pytest.raises(SystemExit):
+        bed.run.parse_args(flags)
+
+
+def test_the_queue_of_some_arms(bed):
+    setting = bed.arms.Setting()
+    some = bed.arms.queue(setting, ["SLM 0.2", "junk: drop"])
+    assert [(arm.name, budget) for arm, budget in some] == [
+        ("SLM 0.2", bed.arms.TUNING), ("SLM 0.2", 750_000), ("junk: drop", 750_000),
+        ("SLM 0.2", 1_500_000)]
+    with pytest.raises(ValueError, match="no arm 'other'"):
+        bed.arms.queue(setting, ["other"])
+
+
 def test_every_arm_can_be_run(bed):
-    every = bed.arms.ARMS + bed.arms.kind_arms()
+    every = bed.arms.ARMS + bed.arms.LATER + bed.arms.kind_arms()
     assert len({arm.name for arm in every}) == len(every)
     assert len({json.dumps(arm.key) for arm in every}) == len(every)
     for arm in every:
@@ -146,6 +169,8 @@ def test_the_expression_trains_as_the_line_of_scores(bed, run, tmp_path, monkeyp
 def test_helpers_of_expressions(bed):
     t = bed.arms.MadeUp()
     assert bed.arms.top(t.loss, 0.25).sum() == t.N / 4
+    assert torch.equal(bed.arms.usually_top(t, t.loss, 0.25), bed.arms.top(t.loss, 0.25))
+    assert bed.arms.usually_top(t, t.loss + 1, 0.25).sum() > t.N / 4  # above the cut of before
     means = bed.arms.of_window(t, t.loss).view(-1, t.T)
     assert torch.allclose(means, t.loss.view(-1, t.T).mean(1, keepdim=True).expand_as(means))
     kept = bed.arms.top(bed.arms.in_window(t, t.loss), 0.25).view(-1, t.T)
@@ -191,6 +216,22 @@ def test_equal_weights_are_clm(bed, corpus, run, tmp_path):
     assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
 
 
+def test_distillation_alone_is_the_cross_entropy_to_the_reference(bed, corpus, run, tmp_path):
+    folder = tmp_path / "code"
+    bed.run.make_fork([FOLDER / "patches/weights.patch"], folder)
+    flags = ["--data", corpus / "web", "--target", corpus / "ref", *SIZE, "--ref", run.ref]
+    with core_of(folder) as score:
+        score.SCORES["none"] = lambda t: torch.zeros_like(t.loss)
+        score.SCORES["all"] = lambda t: torch.ones_like(t.loss)
+        end = run_script(folder / "train_slm.py", *flags, "--tokens", 256, "--lr", 0,
+                         "--score", "none", "--distil", "all", "--out", tmp_path / "out")
+    with torch.no_grad():
+        target = common.load_model(run.ref)(end["x"]).softmax(-1)
+        logp = end["model"](end["x"]).log_softmax(-1)
+    expected = -(target * logp).sum(-1).mean()
+    assert end["slm_loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_a_patch_that_does_not_fit_is_one_sentence(bed, tmp_path):
     bad = tmp_path / "bad.patch"
     bad.write_text("--- a/train_slm.py\n+++ b/train_slm.py\n@@ -1,1 +1,1 @@\n-nothing\n+x\n")
@@ -206,6 +247,26 @@ def test_overlap_of_known_selections(bed):
     assert bed.measure.jaccard(a, ~a) == 0
     assert bed.measure.jaccard(a, np.array([1, 0, 1, 0], dtype=bool)) == pytest.approx(1 / 3)
     assert bed.measure.jaccard(a & ~a, a & ~a) == 1
+
+
+def test_the_end_of_text_is_no_part_of_the_answers(bed):
+    """Without one in the noisy text, what a student makes of it would decide the comparison."""
+    class Knows:
+        """Loss 1 for each token, but 10 for the last of a document, which is 5."""
+        def __call__(self, x, y):
+            return torch.ones(y.shape) + 9 * (y == 5)
+
+    problems = [([1, 2, 3, 5], 2), ([1, 2, 3, 4, 4, 4, 5], 3)]
+    assert bed.measure.answer_losses(Knows(), problems) == (1, 10)
+
+
+def test_a_later_student_begins_as_a_model_of_the_noisy_text(bed, corpus, tmp_path, monkeypatch):
+    shutil.copytree(corpus, tmp_path / "work/corpus/plain")
+    bench = bed.run.Bench(tmp_path / "work", tmp_path / "results", bed.arms.QUICK)
+    monkeypatch.setattr(bench, "do", lambda run: f"{run.arm.name} {run.seed}")
+    arm = next(arm for arm in bed.arms.LATER if arm.second)
+    flags = bench.spec(bed.run.Run(arm, 4096, 6e-3, 3))["flags"]
+    assert flags["--init_from"] == flags["--second"] == "a reference of the noisy text 1003"
 
 
 def test_tokens_to_a_level_by_straight_lines(bed):
@@ -257,7 +318,7 @@ def test_a_run_is_measured_and_drawn(bed, corpus, tmp_path, capsys):
     bench.work_off([(arm, 4096)])
     record = bench.of(arm, 4096)[0]
     assert len(record["curve"]) == setting.probes
-    assert record["curve"][-1] == record["answers"]
+    assert record["curve"][-1] == record["answers"] != record["end"]
     assert all(share == pytest.approx(0.2, abs=0.01) for share in record["kept_all"])
     assert 0 < record["overlap"][0] < 1
     ref = bench.reference(0)  # it is there
