@@ -270,6 +270,12 @@ def dot_plot(bench, rows, tokens, file, title):
     plt.close(figure)
 
 
+OPERATIONS_UP_TO = 1.3  # arms of a higher loss are not drawn
+NAMED = ("CLM", "SLM 0.05", "SLM 0.2", "SLM 0.6", "random", "oracle", "CLM + clean text",
+         "distillation", "distillation alone", "from the reference's weights", "L web - R",
+         "low R (static)", "L - old L")
+
+
 def draw_operations(bench, file):
     """Loss on answers against all operations, references and scoring counted, at both budgets."""
     plt = pyplot()
@@ -281,18 +287,21 @@ def draw_operations(bench, file):
             if needed is None:
                 continue
             loss = mean(records, "answers")
+            if loss > OPERATIONS_UP_TO:
+                continue
             axes.plot(needed / clm, loss, mark, ms=4, color=COLOURS[arm.group])
-            axes.annotate(arm.name, (needed / clm, loss), (4, 0), textcoords="offset points",
-                          fontsize=6, va="center")
+            if arm.name in NAMED:
+                axes.annotate(arm.name, (needed / clm, loss), (5, 0), textcoords="offset points",
+                              fontsize=7, va="center")
     axes.loglog()
+    axes.set_xlim(0.6, 6)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter("{x:.1f}")
-    axes.tick_params(which="minor", labelsize=7)
+        plain_ticks(axis)
     axes.set_xlabel("operations, references and scoring counted; CLM at the smaller budget is 1")
     axes.set_ylabel("loss on answers")
-    axes.set_title("dots: the smaller budget; squares: the larger", fontsize=9)
-    axes.grid(which="both", color="#eeeeee")
+    axes.set_title("dots: the smaller budget; squares: the larger; up to 1.3 nats, some with names",
+                   fontsize=9)
+    axes.grid(color="#eeeeee")
     axes.set_axisbelow(True)
     figure.savefig(file, dpi=150)
     plt.close(figure)
@@ -339,7 +348,7 @@ def draw_signs(bench, tokens, file):
     if not panels:
         return
     plt = pyplot()
-    figure, grid = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.4), squeeze=False,
+    figure, grid = plt.subplots(1, len(panels), figsize=(5.4 * len(panels), 3.4), squeeze=False,
                                 layout="constrained")
     for axes, (title, shown) in zip(grid[0], panels.items(), strict=True):
         for arm in shown:
@@ -353,7 +362,7 @@ def draw_signs(bench, tokens, file):
         axes.set_ylabel("loss on answers")
         axes.set_yscale("log")
         plain_ticks(axes.yaxis)
-        axes.legend(fontsize=7, frameon=False)
+        axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(file, dpi=150)
     plt.close(figure)
 
@@ -383,7 +392,9 @@ def draw_kinds(bench, tokens, file):
     axes.imshow(table, cmap="RdBu_r", vmin=-1.5 * most, vmax=1.5 * most, aspect="auto")
     axes.set_xticks(range(len(arms.ACTIONS)), arms.ACTIONS)
     axes.set_yticks(range(len(arms.GROUPS_OF_KINDS)), arms.GROUPS_OF_KINDS)
-    axes.set_title("loss on answers, less that of CLM", fontsize=10)
+    counts = sorted({len(losses) for losses in less_clm.values()})
+    seeds = " to ".join(str(count) for count in {counts[0]: 0, counts[-1]: 0})
+    axes.set_title(f"loss on answers, less that of CLM, {seeds} seeds", fontsize=10)
     figure.savefig(file, dpi=150)
     plt.close(figure)
 
