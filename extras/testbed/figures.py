@@ -392,8 +392,8 @@ def draw_kinds(bench, tokens, file):
     axes.imshow(table, cmap="RdBu_r", vmin=-1.5 * most, vmax=1.5 * most, aspect="auto")
     axes.set_xticks(range(len(arms.ACTIONS)), arms.ACTIONS)
     axes.set_yticks(range(len(arms.GROUPS_OF_KINDS)), arms.GROUPS_OF_KINDS)
-    counts = sorted({len(losses) for losses in less_clm.values()})
-    seeds = " to ".join(str(count) for count in {counts[0]: 0, counts[-1]: 0})
+    counts = [len(losses) for losses in less_clm.values()]
+    seeds = min(counts) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     axes.set_title(f"loss on answers, less that of CLM, {seeds} seeds", fontsize=10)
     figure.savefig(file, dpi=150)
     plt.close(figure)
