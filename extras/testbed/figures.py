@@ -350,11 +350,14 @@ def draw_signs(bench, tokens, file):
     plt = pyplot()
     figure, grid = plt.subplots(1, len(panels), figsize=(5.4 * len(panels), 3.4), squeeze=False,
                                 layout="constrained")
+    colours = {}  # one for each method, in both panels
     for axes, (title, shown) in zip(grid[0], panels.items(), strict=True):
         for arm in shown:
             curves = np.array([record["curve"] for record in bench.of(arm, tokens)])
             read = np.arange(1, curves.shape[1] + 1) * tokens / curves.shape[1] / 1e3
-            line, = axes.plot(read, curves.mean(0), label=arm.name)
+            line, = axes.plot(read, curves.mean(0), label=arm.name,
+                              color=colours.setdefault(arm.name.removeprefix("later: "),
+                                                       f"C{len(colours)}"))
             axes.fill_between(read, curves.min(0), curves.max(0), color=line.get_color(),
                               alpha=0.15, lw=0)
         axes.set_title(title, fontsize=9)
