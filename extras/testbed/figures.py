@@ -355,11 +355,10 @@ def draw_signs(bench, tokens, file):
         for arm in shown:
             curves = np.array([record["curve"] for record in bench.of(arm, tokens)])
             read = np.arange(1, curves.shape[1] + 1) * tokens / curves.shape[1] / 1e3
-            line, = axes.plot(read, curves.mean(0), label=arm.name,
-                              color=colours.setdefault(arm.name.removeprefix("later: "),
-                                                       f"C{len(colours)}"))
-            axes.fill_between(read, curves.min(0), curves.max(0), color=line.get_color(),
-                              alpha=0.15, lw=0)
+            new = f"C{len(colours)}" if len(colours) < 10 else "black"  # C10 is C0 again
+            colour = colours.setdefault(arm.name.removeprefix("later: "), new)
+            axes.plot(read, curves.mean(0), label=arm.name, color=colour)
+            axes.fill_between(read, curves.min(0), curves.max(0), color=colour, alpha=0.15, lw=0)
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("thousand tokens")
         axes.set_ylabel("loss on answers")
