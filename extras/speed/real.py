@@ -32,6 +32,7 @@ import torch  # noqa: E402
 
 import common  # noqa: E402
 import data  # noqa: E402
+import files  # noqa: E402
 from score import Reference  # noqa: E402
 
 TEMPLATES = [
@@ -44,10 +45,10 @@ PROSE = data.KINDS.index("prose")
 
 
 # ------------------------------------------------------------------------------ corpora
-def read(files):
+def read(paths):
     """All documents of some files, in random order."""
     documents = []
-    for file in files:
+    for file in paths:
         documents += [document.text for document in data.read_documents(file, TEMPLATES)]
     random.Random(0).shuffle(documents)
     return documents
@@ -336,7 +337,8 @@ def main():
     found = earlier_runs(file, settings)
 
     def write():
-        file.write_text(json.dumps({"settings": settings, "runs": found}, indent=1) + "\n")
+        with files.new_file(file) as part:
+            part.write_text(json.dumps({"settings": settings, "runs": found}, indent=1) + "\n")
 
     folder.mkdir(parents=True, exist_ok=True)
     write()

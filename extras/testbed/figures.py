@@ -227,6 +227,12 @@ def pyplot():
     return plt
 
 
+def thousands_read(curves, tokens):
+    """The thousands of tokens read at each point of curves (seeds, points)."""
+    points = curves.shape[1]
+    return np.arange(1, points + 1) * tokens / points / 1e3
+
+
 def plain_ticks(axis):
     """Plain numbers on a logarithmic axis of losses."""
     low, high = axis.get_view_interval()
@@ -324,7 +330,7 @@ def draw_ratio(bench, tokens, file):
         records = found[name]
         for kind, colour in zip(KINDS, colours, strict=True):
             curves = np.array([record["kept"][kind] for record in records])
-            read = np.arange(1, curves.shape[1] + 1) * tokens / curves.shape[1] / 1e3
+            read = thousands_read(curves, tokens)
             axes.plot(read, 100 * curves.mean(0), color=colour, label=kind)
         axes.set_title(f"{name}\nloss on answers {mean(records, 'answers'):.3f}", fontsize=9)
         axes.set_xlabel("thousand tokens")
@@ -354,7 +360,7 @@ def draw_signs(bench, tokens, file):
     for axes, (title, shown) in zip(grid[0], panels.items(), strict=True):
         for arm in shown:
             curves = np.array([record["curve"] for record in bench.of(arm, tokens)])
-            read = np.arange(1, curves.shape[1] + 1) * tokens / curves.shape[1] / 1e3
+            read = thousands_read(curves, tokens)
             new = f"C{len(colours)}" if len(colours) < 10 else "black"  # C10 is C0 again
             colour = colours.setdefault(arm.name.removeprefix("later: "), new)
             axes.plot(read, curves.mean(0), label=arm.name, color=colour)
