@@ -16,16 +16,17 @@ import os
 import platform
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from experiments import EXPERIMENTS, RATES, Plan, Run
-
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+sys.path.append(str(HERE.parent))
+
+import processes  # noqa: E402 (the path first)
+from experiments import EXPERIMENTS, RATES, Plan, Run  # noqa: E402
 
 # What a quick run has in place of its own flags: it shows that everything works, and nothing else.
 QUICK = {"--depth": 1, "--block_size": 64, "--batch_tokens": 256, "--micro_batch": 4, "--warmup": 4,
@@ -47,6 +48,7 @@ class Lab:
         self.jobs = jobs
         self.may_run = may_run
         self.forks = set()  # those that have been made
+        self.running = {}  # run: (its process, when it began)
         self.file = self.results / "runs.jsonl"
         self.records = {}
         if self.file.exists():
@@ -141,41 +143,39 @@ class Lab:
         """Run what is missing, self.jobs side by side; one that fails stops them all."""
         todo = self.missing(runs, files)
         total = len(todo)
-        running = {}  # run: (its process, when it began)
         try:
-            while todo or running:
-                for run in self.ready(todo, running):
+            while todo or self.running:
+                for run in self.ready(todo):
                     todo.remove(run)
-                    running[run] = (self.start(run), time.time())
+                    self.start(run)
                 time.sleep(0.05)
-                for run, (process, began) in list(running.items()):
+                for run, (process, began) in list(self.running.items()):
                     if process.poll() is not None:
-                        del running[run]
+                        del self.running[run]
                         self.finish(run, process.returncode, time.time() - began)
-                        ended = total - len(todo) - len(running)
+                        ended = total - len(todo) - len(self.running)
                         print(f"[{ended}/{total}] {run.name}", flush=True)
         finally:
-            for process, _ in running.values():
-                process.terminate()
-                process.wait()
+            processes.end(process for process, _ in self.running.values())
+            self.running.clear()
 
-    def ready(self, todo, running):
+    def ready(self, todo):
         """Those of `todo` that can start now."""
         ready = []
-        waited_for = {run.name for run in [*todo, *running]}
+        waited_for = {run.name for run in [*todo, *self.running]}
         # The students of a reference go one at a time: the first writes the file of its losses.
-        busy = {reference_of(run) for run in running}
+        busy = {reference_of(run) for run in self.running}
         for run in todo:
             has_needs = not any(need.name in waited_for for need in run.needs)
             ref = reference_of(run)
             is_free = ref is None or ref not in busy
-            if has_needs and is_free and len(running) + len(ready) < self.jobs:
+            if has_needs and is_free and len(self.running) + len(ready) < self.jobs:
                 ready.append(run)
                 busy.add(ref)
         return ready
 
     def start(self, run):
-        """Its process. What it says goes to a text file beside its folder, below the command."""
+        """Start its process. What it says goes to a file beside its folder, below the command."""
         if run.patch and run.patch not in self.forks:  # once: a run of it may be reading the files
             make_fork(run.patch, self.work / "forks" / run.patch)
             self.forks.add(run.patch)
@@ -194,9 +194,11 @@ class Lab:
         said.parent.mkdir(parents=True, exist_ok=True)
         with open(said, "w") as f:
             print(command, file=f, flush=True)
-            # In a session of its own Ctrl-C does not reach it, but us, who end it.
-            return subprocess.Popen(words, stdout=f, stderr=f, env=environment,
-                                    start_new_session=True)
+            with processes.not_stopped():
+                # In a session of its own Ctrl-C does not reach it, but us, who end it.
+                process = subprocess.Popen(words, stdout=f, stderr=f, env=environment,
+                                           start_new_session=True)
+                self.running[run] = (process, time.time())
 
     def finish(self, run, status, seconds):
         """Write the record of a run that has ended. ValueError if it has failed."""
@@ -236,15 +238,7 @@ def make_fork(name, folder):
     patch = HERE / "patches" / f"{name}.patch"
     if not patch.exists():
         patch = HERE.parent / "forks" / f"{name}.patch"
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in [*ROOT.glob("*.py"), ROOT / "vocab.tiktoken"]:
-        shutil.copy(file, folder)
-    # Git must not take the folder for a part of this repository, which ignores it.
-    environment = dict(os.environ, GIT_CEILING_DIRECTORIES=str(folder.resolve().parent))
-    done = subprocess.run(["git", "apply", str(patch)], cwd=folder, env=environment,
-                          capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(f"{patch} cannot be applied: {done.stderr.strip()}")
+    processes.make_fork([patch], folder)
 
 
 # ------------------------------------------------------------------------------ the command
@@ -330,8 +324,7 @@ def main():
         raise ValueError("The figures need matplotlib: pip install matplotlib")
     import figures
     import measure
-    for stop in (signal.SIGINT, signal.SIGTERM):  # in the background Ctrl-C is ignored, if not told
-        signal.signal(stop, signal.default_int_handler)
+    processes.stop_by_exception()
     if args.again:
         runs = [run for name in args.names for run in all_runs(lab, name)]
         measure.forget(lab, runs)

@@ -18,7 +18,8 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path.append(str(ROOT))  # last: a run of a fork has put its own copy of the core first
+# Last: a run of a fork has put its own copy of the core first.
+sys.path += [str(ROOT), str(HERE.parent)]
 
 from data import KINDS  # noqa: E402 (the path first)
 from score import Tokens, rank_of, select_topk  # noqa: E402

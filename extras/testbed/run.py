@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ import time
 from pathlib import Path
 
 import arms
+import processes
 import torch
 from arms import HERE, QUICK, ROOT, Arm, Setting
 
@@ -62,6 +62,7 @@ class Bench:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self.setting = setting or Setting()
         self.jobs = jobs
+        self.running = {}  # run: its process
         self.records = {}
         if self.file.exists():
             for line in self.file.read_text().splitlines():
@@ -100,12 +101,12 @@ class Bench:
             return self.tuning(arm)
         return [Run(arm, tokens, self.rate(arm), seed) for seed in self.setting.seeds]
 
-    def next_run(self, queue, running=()):
+    def next_run(self, queue):
         """The first run of the queue, (arm, budget) each, that has no record and is not running.
 
         The budget can be arms.TUNING, for the runs that choose the rate.
         """
-        busy = {run.id for run in running}
+        busy = {run.id for run in self.running}
         for arm, tokens in queue:
             if tokens != arms.TUNING and any(run.id in busy for run in self.tuning(arm)):
                 continue  # its rate is about to be known
@@ -122,42 +123,36 @@ class Bench:
     # -------------------------------------------------------------------------- running
     def work_off(self, queue):
         """Run what the queue lacks, self.jobs at a time; one that fails stops them all."""
-        running = {}  # run: its process
         try:
             while True:
-                while len(running) < self.jobs:
-                    run = self.next_run(queue, running)
+                while len(self.running) < self.jobs:
+                    run = self.next_run(queue)
                     if run is None:
                         break
-                    running[run] = self.start(run)
-                if not running:
+                    self.start(run)
+                if not self.running:
                     return
-                ended = self.wait(running)
-                process = running.pop(ended)
-                self.finish(ended, process.returncode)
+                self.finish_one(self.running)
         finally:
-            for process in running.values():
-                process.terminate()
-                process.wait()
+            processes.end(self.running.values())
+            self.running.clear()
 
-    def wait(self, running):
-        """The first of {run: process} that ends."""
+    def finish_one(self, runs):
+        """Wait for the first of some runs that ends, and finish it."""
         while True:
-            for run, process in running.items():
-                if process.poll() is not None:
-                    return run
+            for run in runs:
+                if self.running[run].poll() is not None:
+                    process = self.running.pop(run)
+                    self.finish(run, process.returncode)
+                    return
             time.sleep(0.1)
 
     def do(self, run):
         """Run one now, if it has no record or its checkpoint is gone; returns its folder."""
         folder = self.work / "runs" / run.folder
         if run.id not in self.records or not (folder / "ckpt.pt").exists():
-            process = self.start(run)
-            try:
-                process.wait()
-            finally:
-                process.terminate()
-            self.finish(run, process.returncode)
+            self.start(run)
+            self.finish_one([run])
         return folder
 
     def corpus(self, name):
@@ -190,7 +185,7 @@ class Bench:
         content = b"".join(file.read_bytes() for file in [*sorted(ROOT.glob("*.py")), *arm.patches])
         folder = self.work / "code" / hashlib.sha256(content).hexdigest()[:12]
         if not folder.exists():
-            make_fork(arm.patches, folder)
+            processes.make_fork(arm.patches, folder)
         return folder
 
     def spec(self, run):
@@ -239,17 +234,17 @@ class Bench:
         return flags | {flag: value for flag, value in told.items() if f'"{flag}"' in script}
 
     def start(self, run):
-        """The process of a run. What it says goes to a text file beside its folder."""
+        """Start the process of a run. What it says goes to a text file beside its folder."""
         spec = self.spec(run)
         base = self.work / "runs" / run.folder
         base.parent.mkdir(parents=True, exist_ok=True)
         Path(f"{base}.spec.json").write_text(json.dumps(spec))
         words = [sys.executable, str(HERE / "measure.py"), f"{base}.spec.json"]
         environment = dict(os.environ, OMP_NUM_THREADS="1", TQDM_DISABLE="1")
-        with open(f"{base}.txt", "w") as f:
+        with open(f"{base}.txt", "w") as f, processes.not_stopped():
             # In a session of its own Ctrl-C does not reach it, but us, who end it.
-            return subprocess.Popen(words, stdout=f, stderr=f, env=environment,
-                                    start_new_session=True)
+            self.running[run] = subprocess.Popen(
+                words, stdout=f, stderr=f, env=environment, start_new_session=True)
 
     def finish(self, run, status):
         """Write the record of a run that has ended. ValueError if it has failed."""
@@ -272,24 +267,6 @@ class Bench:
             shutil.rmtree(base)  # nothing asks for a student's checkpoints again
         print(f"{run.arm.name}, {run.tokens:,} tokens, rate {run.rate:g}, seed {run.seed}: "
               f"{measured['answers']:.3f} in {measured['seconds']:.0f} s", flush=True)
-
-
-def make_fork(patches, folder):
-    """A copy of the core with patches, whole or not at all. ValueError if one does not fit."""
-    part = Path(f"{folder}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for file in [*ROOT.glob("*.py"), ROOT / "vocab.tiktoken"]:
-        shutil.copy(file, part)
-    # Git must not take the folder for a part of this repository, which ignores it.
-    environment = dict(os.environ, GIT_CEILING_DIRECTORIES=str(part.resolve().parent))
-    for patch in patches:
-        done = subprocess.run(["git", "apply", str(patch.resolve())], cwd=part, env=environment,
-                              capture_output=True, text=True)
-        if done.returncode:
-            raise ValueError(f"{patch} cannot be applied to the scripts as they are: "
-                             f"{done.stderr.strip().splitlines()[-1]}")
-    part.rename(folder)
 
 
 # ------------------------------------------------------------------------------ the command
@@ -345,7 +322,7 @@ def yours(args):
         memory=args.memory * ("old_loss" in text), rates=tuple(args.rates),
         second=args.second if "second_loss" in text else "")
     with tempfile.TemporaryDirectory() as folder:
-        make_fork(arm.patches, Path(folder) / "core")
+        processes.make_fork(arm.patches, Path(folder) / "core")
     return arm
 
 
@@ -353,8 +330,7 @@ def main():
     args = parse_args()
     if not args.what:
         arm = yours(args)
-    for stop in (signal.SIGINT, signal.SIGTERM):  # in the background Ctrl-C is ignored, if not told
-        signal.signal(stop, signal.default_int_handler)
+    processes.stop_by_exception()
     setting = Setting()
     work = ROOT / "out/testbed"
     results = HERE / "results"

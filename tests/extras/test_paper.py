@@ -206,7 +206,21 @@ def test_two_students_of_a_reference_do_not_start_together(paper, tmp_path):
     ex = paper.experiments
     students = [lab.plan.student(ex.SLM, 1, 0, lr) for lr in ex.RATES]
     others = [lab.plan.student(ex.SLM, 1, 1), lab.plan.student("CLM", 2, 0)]
-    assert lab.ready([*students, *others], {}) == [students[0], *others]
+    assert lab.ready([*students, *others]) == [students[0], *others]
+
+
+def test_a_process_is_known_even_if_we_are_stopped_while_it_starts(paper, tmp_path, monkeypatch):
+    lab = new_lab(paper, tmp_path, tmp_path / "none")
+    run = paper.experiments.reference(0)
+
+    def stopped_meanwhile(words, **options):
+        signal.raise_signal(signal.SIGINT)
+        return "a process"
+
+    monkeypatch.setattr(subprocess, "Popen", stopped_meanwhile)
+    with pytest.raises(KeyboardInterrupt):
+        lab.start(run)
+    assert lab.running[run][0] == "a process"
 
 
 SWEEP = """
