@@ -1,4 +1,4 @@
-"""Tables in Markdown of what gpu.sh or gpu_real.sh has measured.
+"""Tables in Markdown of what gpu.sh has measured.
 
     python extras/speed/report.py FOLDER
 """
@@ -74,36 +74,6 @@ def run_table(runs):
         yield row(run["name"], run["seconds"], *cells)
 
 
-def real_table(found):
-    """The runs of real.py."""
-    about = found["settings"]
-    yield (f"Depth {about['depth']}, {about['tokens']} tokens an arm, vocabulary {about['vocab']}, "
-           f"windows of {about['block_size']}, {about.get('machine', 'a CPU')}; losses in nats.")
-    yield ""
-    names = ("answers", "val_target", "val_train", "precision", "recall", "median_tokens_per_s",
-             "peak_mem_mb")
-    yield from head("", "loss on answers", "on clean text", "on web text", "precision", "recall",
-                    "tokens/s", "peak MB")
-    for name, seeds in found["runs"].items():
-        ended = [run for run in seeds.values() if not run["problem"]]
-        cells = [mean_of([run.get(key) for run in ended]) for key in names]
-        losses = [run["answers"] for run in ended]
-        if len(losses) > 1 and None not in losses:
-            cells[0] += f" ({min(losses):,.4g} to {max(losses):,.4g}, {len(losses)} seeds)"
-        yield row(name, *cells)
-        for seed, run in seeds.items():
-            if run["problem"]:
-                why = run["problem"].strip().splitlines()[-1]
-                yield row(f"seed {seed}: {why}", *[""] * len(names))
-
-
-def mean_of(numbers):
-    """The mean in words; "-" if one is missing."""
-    if not numbers or None in numbers:
-        return "-"
-    return f"{sum(numbers) / len(numbers):,.4g}"
-
-
 def report(folder):
     """The lines of all that is there."""
     folder = Path(folder)
@@ -115,8 +85,6 @@ def report(folder):
     if (folder / "runs.jsonl").exists():
         runs = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
         lines += ["", *run_table(runs)]
-    if (folder / "real.json").exists():
-        lines += ["", *real_table(json.loads((folder / "real.json").read_text()))]
     if (folder / "tests.txt").exists():
         lines += ["", "Tests: " + (folder / "tests.txt").read_text().strip().splitlines()[-1]]
     return lines

@@ -1,5 +1,6 @@
 """The tables and the figures, from records alone; and the row of a method of yours."""
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -62,11 +63,16 @@ def times_fewer(bench, arm, records, tokens):
     baseline = [record["curve"] for record in bench.of(CLM, tokens)]
     if len(baseline) < len(bench.setting.seeds):
         return "–"
-    middle, low, high = measure.times_fewer(baseline, [record["curve"] for record in records])
+    found = measure.times_fewer(baseline, [record["curve"] for record in records])
+    return fewer_words(*found, bench.setting.probes)
+
+
+def fewer_words(middle, low, high, most):
+    """What measure.times_fewer says, in words; `most` is what the first point of a curve says."""
     if np.isnan(middle):
         return "not reached"
-    if middle == bench.setting.probes:  # there at the first probe already
-        return f"{middle:.0f} or more"
+    if middle == most:
+        return f"{middle:.3g} or more"
     lowest = f"{low:.1f}" if low else "–"
     return f"{middle:.1f} ({lowest} to {high:.1f})"
 
@@ -98,15 +104,21 @@ def less_words(records, others):
         return "–"
     if not any(losses):
         return "0"
-    low, high = measure.interval(losses)
-    return f"{np.mean(losses):+.3f} ({low:+.3f} to {high:+.3f})"
+    return f"{np.mean(losses):+.3f}{interval_words(losses, '+.3f')}"
 
 
 def answers_words(records):
     """The mean loss on answers and its interval, in words."""
     answers = [record["answers"] for record in records]
-    low, high = measure.interval(answers)
-    return f"**{np.mean(answers):.3f}** ({low:.3f} to {high:.3f})"
+    return f"**{np.mean(answers):.3f}**{interval_words(answers, '.3f')}"
+
+
+def interval_words(values, form):
+    """The interval of the mean, in brackets; nothing if there is one value."""
+    if len(values) == 1:
+        return ""
+    low, high = measure.interval(values)
+    return f" ({low:{form}} to {high:{form}})"
 
 
 def result_row(bench, arm, records, tokens, is_tuned):
@@ -202,6 +214,9 @@ def tables(bench):
         made[f"results-{number}"] = result_table(bench, tokens)
         made[f"selection-{number}"] = selection_table(bench, tokens)
     made["later"] = later_table(bench, bench.setting.budgets[0])
+    real = bench.file.parent / "real.json"
+    if real.exists():
+        made["real"] = real_table(json.loads(real.read_text()))
     return made
 
 
@@ -420,9 +435,86 @@ def draw(bench, folder, document=None):
     draw_ratio(bench, short, folder / "ratio.png")
     draw_signs(bench, short, folder / "signs.png")
     draw_kinds(bench, short, folder / "kinds.png")
+    real = folder / "real.json"
+    if real.exists():
+        draw_real(json.loads(real.read_text()), folder / "real.png")
     if document:
         document.write_text(fill(document.read_text(), tables(bench)))
     print(f"The figures are in {folder}" + (f", the tables in {document}." if document else "."))
+
+
+# ------------------------------------------------------------------------------ real text
+def real_groups(found):
+    """The arms of real.json by the share of useful text, {"3% useful": {arm: its records}}.
+
+    A record is a run that has ended, with its seed; its curve is that on clean text. The reference,
+    which is trained on no share, is under "".
+    """
+    groups = {}
+    for name, seeds in found["runs"].items():
+        arm, _, share = name.partition(", ")
+        records = [{**run, "seed": seed, "read": [tokens for tokens, _, _ in run["curve"]],
+                    "curve": [loss for _, loss, _ in run["curve"]]}
+                   for seed, run in seeds.items() if not run["problem"]]
+        if records:
+            groups.setdefault(share, {})[arm] = records
+    return groups
+
+
+REAL_HEAD = ["arm", "loss on answers", "less CLM, by seed", "on clean text", "on web text",
+             "times fewer tokens than CLM", "useful of the selected", "selected of the useful"]
+
+
+def real_table(found):
+    """Markdown: what the arms of real.py learnt; losses in nats, intervals over seeds."""
+    rows = []
+    for share, records_of in real_groups(found).items():
+        for arm, records in records_of.items():
+            name = f"{arm}, {share.replace('%', ' %')}" if share else f"the {arm}"
+            rows.append([name, answers_words(records), *real_cells(records, records_of.get("CLM"))])
+    return markdown(REAL_HEAD, rows)
+
+
+def real_cells(records, clm):
+    """The other cells of an arm, beside the records of CLM, if there are any."""
+    beside_clm = ["–", f"{mean(records, 'val_target'):.3f}", f"{mean(records, 'val_train'):.3f}",
+                  "–"]
+    if clm and {record["seed"] for record in clm} == {record["seed"] for record in records}:
+        curves = ([record["curve"] for record in arm] for arm in (clm, records))
+        read = clm[0]["read"]
+        found = measure.times_fewer(*curves, read)
+        beside_clm[0] = less_words(records, clm)
+        beside_clm[3] = "1" if records == clm else fewer_words(*found, read[-1] / read[0])
+    if "precision" not in records[0]:
+        return [*beside_clm, "", ""]
+    return [*beside_clm, f"{mean(records, 'precision'):.1%}", f"{mean(records, 'recall'):.1%}"]
+
+
+REAL_COLOURS = {"CLM": "#444444", "CLM with clean text": "#1b7837", "random": "#999999"}
+
+
+def draw_real(found, file):
+    """The loss on held-out clean text by tokens read: the mean of the seeds, in a band of all."""
+    plt = pyplot()
+    groups = real_groups(found)
+    del groups[""]
+    figure, panels = plt.subplots(1, len(groups), figsize=(1 + 4 * len(groups), 3.6), sharey=True,
+                                  layout="constrained", squeeze=False)
+    for axes, (share, records_of) in zip(panels[0], groups.items(), strict=True):
+        of_slm = iter(("#b2182b", "#ef8a62", "#e7298a"))
+        for arm, records in records_of.items():
+            colour = REAL_COLOURS.get(arm.split(" 0.")[0]) or next(of_slm)
+            read = np.array(records[0]["read"]) / 1e6
+            losses = np.array([record["curve"] for record in records])
+            axes.plot(read, losses.mean(0), "o-", ms=3, color=colour, label=arm)
+            axes.fill_between(read, losses.min(0), losses.max(0), color=colour, alpha=0.2, lw=0)
+        axes.set_title(share.replace("%", " %"), fontsize=10)
+        axes.set_xlabel("tokens read, millions")
+        axes.grid(color="#eeeeee")
+    panels[0][0].set_ylabel("loss on held-out clean text, nats")
+    panels[0][-1].legend(frameon=False)
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
 
 
 # ------------------------------------------------------------------------------ yours

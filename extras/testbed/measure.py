@@ -207,20 +207,21 @@ def tokens_to(level, tokens, curve):
     return float("nan")
 
 
-def times_fewer(baseline, curves, draws=1000, seed=0):
+def times_fewer(baseline, curves, tokens=None, draws=1000, seed=0):
     """How many times fewer tokens than the baseline's runs take to their last level, by bootstrap.
 
-    baseline, curves: losses (seeds, points) at evenly spaced tokens, of the same seeds in the same
-    order. Seeds are drawn with replacement, the same on both sides, and means taken. Returns (of
-    all seeds, 2.5 %, 97.5 %); NaN where the level is not reached, 0 as a bound where it is missed
-    in more draws than the bound leaves out.
+    baseline, curves: losses (seeds, points), of the same seeds in the same order; tokens: what was
+    read at each point, if these are not evenly spaced. Seeds are drawn with replacement, the same
+    on both sides, and means taken. Returns (of all seeds, 2.5 %, 97.5 %); NaN where the level is
+    not reached, 0 as a bound where it is missed in more draws than the bound leaves out.
     """
     baseline, curves = np.asarray(baseline), np.asarray(curves)
-    points = np.arange(1, baseline.shape[1] + 1)
+    if tokens is None:
+        tokens = np.arange(1, baseline.shape[1] + 1)
 
     def factor(of_baseline, of_arm):
         level = of_baseline[:, -1].mean()
-        return points[-1] / tokens_to(level, points, of_arm.mean(0))
+        return tokens[-1] / tokens_to(level, tokens, of_arm.mean(0))
 
     rng = np.random.default_rng(seed)
     factors = []

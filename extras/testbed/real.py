@@ -1,15 +1,17 @@
 """Real text at a real size: what CLM, SLM and their controls learn from a noisy corpus.
 
-    python extras/speed/real.py --clean FILE.jsonl.gz ... --web FILE.jsonl.gz ... \\
+    python extras/testbed/real.py --clean FILE.jsonl.gz ... --web FILE.jsonl.gz ... \\
         --web_val FILE.jsonl.gz --answers FILE.jsonl.gz --out FOLDER
 
 One half of the clean documents trains the reference. The other half is scattered through the web
 text, repeated or cut so that it makes up a given share of the noisy corpus; its tokens are of the
-kind "math", the web's of the kind "prose". The arms of each share: CLM, SLM at each ratio, random
-tokens, and CLM with the reference's documents mixed into the corpus. FOLDER gets real.json:
-the loss on the answers to held-out questions, on held-out clean and web text, and curves. A seed is
-that of weights and order, also of the reference; the corpora are the same. What is stopped goes on
-from its checkpoints by the same command.
+kind "math", the web's of the kind "prose". Of the web there is as much as an arm reads. The arms of
+each share: CLM, SLM at each ratio, random tokens, and CLM with the reference's documents mixed into
+the corpus. A seed is that of weights and order, also of the reference; the corpora are the same.
+
+FOLDER gets real.json: the loss on the answers to held-out questions, on held-out clean and web
+text, and curves. A table of it is printed at the end. What is stopped goes on from its checkpoints
+by the same command.
 """
 import argparse
 import json
@@ -24,16 +26,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+import figures
+import numpy as np
+import torch
+from arms import ROOT
 
-import numpy as np  # noqa: E402 (ROOT first)
-import torch  # noqa: E402
-
-import common  # noqa: E402
-import data  # noqa: E402
-import files  # noqa: E402
-from score import Reference  # noqa: E402
+import common
+import data
+import files
+from score import Reference
 
 TEMPLATES = [
     "Question: {question}\nAnswer: {answer}\n",
@@ -91,15 +92,22 @@ def fill(documents, n):
     return filled
 
 
+def cut(documents, n):
+    """The first documents that have n tokens, all of them if they have fewer."""
+    ends = np.cumsum([len(ids) for ids in documents])
+    return documents[:np.searchsorted(ends, n) + 1]
+
+
 def labelled(split, documents, kind):
     """Documents as data.write_corpus takes them."""
     return [(split, ids, [kind] * len(ids)) for ids in documents]
 
 
 def make_corpora(args, folder):
-    """Write ref/ and, for each share, web_SHARE/ and mixed_SHARE/, if one of them is missing."""
+    """Write ref/ and, for each share, web_SHARE/ and mixed_SHARE/, those that are missing."""
     names = [f"{kind}_{part:g}" for part in args.shares for kind in ("web", "mixed")]
-    if all((folder / name / "meta.json").exists() for name in ("ref", *names)):
+    missing = [name for name in ("ref", *names) if not (folder / name / "meta.json").exists()]
+    if not missing:
         return
     clean = read(args.clean)
     web = read(args.web)
@@ -107,24 +115,27 @@ def make_corpora(args, folder):
     half = len(clean) // 2
     ref = tokenize(enc, clean[:half])
     useful = tokenize(enc, clean[half:])
-    web = tokenize(enc, web)
+    web = cut(tokenize(enc, web), args.tokens)  # more would be scored, and never read
     web_val = labelled("val", tokenize(enc, read(args.web_val)), PROSE)
     web_tokens = sum(map(len, web))
-    about = (data.tokenizer_id(enc), enc.n_vocab, "real.py")
+
+    def write(name, documents):
+        if name in missing:
+            meta = data.write_corpus(folder / name, documents, data.tokenizer_id(enc),
+                                     enc.n_vocab, "real.py", overwrite=True)
+            print(f"{name}: {meta['train']['tokens']:,} tokens, vocabulary {enc.n_vocab:,}")
 
     held_out = math.ceil(len(ref) / 20)
-    documents = labelled("train", ref[held_out:], MATH) + labelled("val", ref[:held_out], MATH)
-    meta = data.write_corpus(folder / "ref", documents, *about, overwrite=True)
-    print(f"ref: {meta['train']['tokens']:,} tokens, vocabulary {enc.n_vocab:,}")
+    for_training = labelled("train", ref[held_out:], MATH)
+    write("ref", for_training + labelled("val", ref[:held_out], MATH))
     for part in args.shares:
         wanted = part / (1 - part) * web_tokens
         noisy = labelled("train", fill(useful, wanted), MATH) + labelled("train", web, PROSE)
         random.Random(0).shuffle(noisy)
-        meta = data.write_corpus(folder / f"web_{part:g}", noisy + web_val, *about, overwrite=True)
-        print(f"web_{part:g}: {meta['train']}")
-        mixed = noisy + labelled("train", ref[held_out:], MATH)
+        write(f"web_{part:g}", noisy + web_val)
+        mixed = noisy + for_training
         random.Random(1).shuffle(mixed)
-        data.write_corpus(folder / f"mixed_{part:g}", mixed + web_val, *about, overwrite=True)
+        write(f"mixed_{part:g}", mixed + web_val)
 
 
 # ------------------------------------------------------------------------------ runs
@@ -160,6 +171,7 @@ class Runs:
         self.deadline = deadline  # of time.monotonic()
         self.took = []  # seconds of the runs so far
         self.processes = []
+        self.stopped = False
 
     def train(self, name, seed, command, tokens):
         """Train, or go on from the checkpoint; nothing is done where a run has ended before."""
@@ -190,6 +202,8 @@ class Runs:
         process = subprocess.Popen(argv, cwd=args.out, stdout=subprocess.DEVNULL, text=True,
                                    stderr=subprocess.PIPE, env=environment)
         self.processes.append(process)
+        if self.stopped:  # while it was started
+            process.terminate()
         try:
             _, said = process.communicate(timeout=left)
         except subprocess.TimeoutExpired:
@@ -223,7 +237,8 @@ class Runs:
         return self.train(name, seed, command, self.args.tokens)
 
     def stop(self):
-        """End those that run."""
+        """End those that run, and what is started after them."""
+        self.stopped = True
         for process in self.processes:
             process.terminate()
 
@@ -320,7 +335,9 @@ def earlier_runs(file, settings):
     if not file.exists():
         return {}
     content = json.loads(file.read_text())
-    for name in set(settings) - {"out", "seeds", "jobs", "seconds", "machine"}:
+    # A run's name says its share, ratio and seed: of these there can be more in another call.
+    free = {"out", "shares", "ratios", "seeds", "jobs", "seconds", "machine"}
+    for name in set(settings) - free:
         if content["settings"].get(name) != settings[name]:
             raise ValueError(f"{file} has runs with another --{name}; give another --out.")
     return content["runs"]
@@ -365,6 +382,7 @@ def main():
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         runs.stop()
+    print(figures.real_table({"settings": settings, "runs": found}))
 
 
 if __name__ == "__main__":
@@ -374,4 +392,5 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("Interrupted. The same command goes on from here.")
+        print("Interrupted. The same command goes on from here.", file=sys.stderr)
+        os._exit(1)  # a thread that scores a corpus would go on to its end

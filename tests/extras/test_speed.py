@@ -1,6 +1,4 @@
-"""The benchmark counts the operations that run, and the scripts for a GPU run to their end."""
-import gzip
-import json
+"""The benchmark counts the operations that run, and the script for a GPU runs to its end."""
 import math
 import os
 import subprocess
@@ -15,10 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(ROOT / "extras" / "speed"))
 
 import bench  # noqa: E402 (the folder first)
-import real  # noqa: E402
 import report  # noqa: E402
 
-import data  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 from score import select_topk  # noqa: E402
 
@@ -49,43 +45,6 @@ class GPT(nn.Module):
         logits = self.head(self.embed(x))
         return logits, nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
 """
-
-
-def write_rows(file, rows):
-    with gzip.open(file, "wt") as f:
-        f.writelines(json.dumps(row) + "\n" for row in rows)
-
-
-def begin(script, folder):
-    """Begin a script of extras/speed at its tiny size, on the data in `folder`."""
-    env = {**os.environ, "PYTHON": sys.executable, "SIZE": "tiny", "DATA": str(folder),
-           "OUT": str(folder / script)}
-    argv = ["bash", str(ROOT / "extras" / "speed" / script)]
-    return subprocess.Popen(argv, env=env, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT)
-
-
-@pytest.fixture(scope="module")
-def gpu_scripts(tmp_path_factory):
-    """gpu_scripts(NAME): (what it printed, the folder of its results). Both run at once."""
-    folder = tmp_path_factory.mktemp("gpu")
-    qa = [{"question": f"What is {i} and {i}?", "answer": f"It is {2 * i}."} for i in range(200)]
-    pages = [{"text": f"Page {i} of the manual. " * 30} for i in range(40)]
-    write_rows(folder / "gsm8k.train.jsonl.gz", qa[:150])
-    write_rows(folder / "math.train.jsonl.gz", [{"problem": "1 + 1", "solution": "2"}])
-    write_rows(folder / "gsm8k.val.jsonl.gz", qa[150:])
-    write_rows(folder / "web_math.train.jsonl.gz", pages[5:])
-    write_rows(folder / "web_math.val.jsonl.gz", pages[:5])
-    running = {name: begin(name, folder) for name in ("gpu.sh", "gpu_real.sh")}
-
-    def finish(name):
-        printed, _ = running[name].communicate()
-        assert running[name].returncode == 0, printed
-        return printed, folder / name
-
-    yield finish
-    for process in running.values():
-        process.kill()
 
 
 # ------------------------------------------------------------------------------ operations
@@ -170,87 +129,19 @@ def test_the_table_keeps_what_it_has_when_an_arm_fails(monkeypatch):
 
 
 # ------------------------------------------------------------------------------ on a GPU
-def test_gpu_sh_runs_to_its_end(gpu_scripts):
-    printed, out = gpu_scripts("gpu.sh")
+def test_gpu_sh_runs_to_its_end(tmp_path):
+    env = {**os.environ, "PYTHON": sys.executable, "SIZE": "tiny", "OUT": str(tmp_path)}
+    done = subprocess.run(["bash", str(ROOT / "extras/speed/gpu.sh")], env=env, text=True,
+                          capture_output=True)
+    printed = done.stdout
+    assert done.returncode == 0, printed + done.stderr
     assert "rc 0" in printed
     assert printed.count("rc 0") == printed.count("rc "), printed
-    files = {file.name for file in out.iterdir()}
+    files = {file.name for file in tmp_path.iterdir()}
     assert files == {"log.txt", "tests.txt", "bench.json", "probe.json", "runs.jsonl", "report.md"}
-    words = (out / "report.md").read_text()
+    words = (tmp_path / "report.md").read_text()
     for word in ("| CLM |", "| SLM 0.2 |", "Attention: `", "| slm_not_compiled |", "windows that"):
         assert word in words
-
-
-def test_gpu_real_sh_runs_to_its_end(gpu_scripts):
-    _, out = gpu_scripts("gpu_real.sh")
-    runs = json.loads((out / "real.json").read_text())["runs"]
-    assert list(runs) == [
-        "reference", "CLM, 20% useful", "CLM with clean text, 20% useful", "SLM 0.2, 20% useful",
-        "random 0.2, 20% useful"]
-    for seeds in runs.values():
-        for run in seeds.values():
-            assert run["problem"] == ""
-            assert 0 < run["answers"] < 10
-            assert run["curve"]
-    assert runs["SLM 0.2, 20% useful"]["0"]["selected"] == pytest.approx(0.2, abs=0.01)
-    assert "| SLM 0.2, 20% useful |" in (out / "real.md").read_text()
-
-
-@pytest.mark.parametrize("step, last, flag", [
-    (None, None, None),  # nothing is there
-    (5, {"val_target": 1}, "--resume"),
-    (8, {"loss": 1}, "--overwrite"),  # stopped in the last evaluation: its numbers are lost
-    (8, {"val_target": 1}, "none is begun"),
-])
-def test_a_stopped_comparison_goes_on(tmp_path, monkeypatch, step, last, flag):
-    def popen(argv, **_):
-        begun.append(argv)
-        return Namespace(communicate=lambda timeout: ("", ""), returncode=0)
-
-    begun = []
-    monkeypatch.setattr(real.subprocess, "Popen", popen)
-    monkeypatch.setattr(real.common, "load_checkpoint", lambda _: {"step": step})
-    if step:
-        out = tmp_path / real.run_folder("CLM, 3% useful", 1)
-        out.mkdir(parents=True)
-        (out / "ckpt.pt").touch()
-        (out / "log.jsonl").write_text(json.dumps(last) + "\n")
-    args = Namespace(out=tmp_path, batch_tokens=64, depth=1, block_size=8, micro_batch=8, lr=1,
-                     warmup=1, device="cpu", jobs=2)
-    runs = real.Runs(args, real.time.monotonic() + 100)
-    assert runs.train("CLM, 3% useful", 1, ["train_ref.py"], 8 * 64) == ""
-    assert len(begun) == (flag != "none is begun")
-    for argv in begun:
-        assert [word for word in argv if word in ("--resume", "--overwrite")] == [flag] * bool(flag)
-
-
-def test_runs_of_other_settings_are_not_mixed(tmp_path):
-    file = tmp_path / "real.json"
-    settings = {"lr": "0.1", "seeds": "[0]"}
-    assert real.earlier_runs(file, settings) == {}
-    file.write_text(json.dumps({"settings": settings, "runs": {"CLM": {}}}))
-    assert real.earlier_runs(file, {**settings, "seeds": "[0, 1]"}) == {"CLM": {}}
-    with pytest.raises(ValueError, match="another --lr"):
-        real.earlier_runs(file, {**settings, "lr": "0.2"})
-
-
-def test_useful_text_is_repeated_or_cut_to_its_share():
-    documents = [[1] * 10, [2] * 10]
-    assert len(real.fill(documents, 45)) == 5
-    assert real.fill(documents, 5) == [[1] * 10]
-
-
-def test_the_loss_on_answers_is_that_of_the_answers_alone():
-    enc = data.get_tokenizer()
-    model = GPT(GPTConfig.from_depth(1, enc.n_vocab, block_size=64))
-    questions = [("Question: 1+1?\nAnswer:", " 2\n"), ("Question: 2+2?\nAnswer:", " 2+2=4\n")]
-    losses = []
-    for prompt, answer in questions:
-        prompt = enc.encode_ordinary(prompt)
-        ids = torch.tensor([prompt + enc.encode_ordinary(answer) + [enc.eot_token]])
-        losses.append(model(ids[:, :-1], ids[:, 1:])[0, len(prompt) - 1:])
-    expected = torch.cat(losses).mean().item()
-    assert real.answer_loss(model, enc, questions, "cpu") == pytest.approx(expected, rel=1e-5)
 
 
 def test_report_wants_a_folder(refused):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SIZE, common, read_log, run_script
+from conftest import ROOT, SIZE, common, modules_of, read_log, run_script
 
 FOLDER = ROOT / "extras/testbed"
 MODULES = "arms measure run figures".split()
@@ -22,29 +22,15 @@ pytestmark = pytest.mark.skipif(not shutil.which("git"), reason="the patches are
 @pytest.fixture(scope="module")
 def bed():
     """The modules of the folder, by name; others of the same names are put back afterwards."""
-    others = {name: sys.modules.pop(name) for name in MODULES if name in sys.modules}
-    sys.path.insert(0, str(FOLDER))
-    try:
+    with modules_of(FOLDER, MODULES):
         yield type("Bed", (), {name: importlib.import_module(name) for name in MODULES})
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in MODULES:
-            sys.modules.pop(name, None)
-        sys.modules.update(others)
 
 
 @contextmanager
 def core_of(folder):
     """`import score` means FOLDER/score.py in here, and what it meant before afterwards."""
-    ours = {name: sys.modules.pop(name) for name in CORE if name in sys.modules}
-    sys.path.insert(0, str(folder))
-    try:
+    with modules_of(folder, CORE):
         yield importlib.import_module("score")
-    finally:
-        sys.path.remove(str(folder))
-        for name in CORE:
-            sys.modules.pop(name, None)
-        sys.modules.update(ours)
 
 
 # ------------------------------------------------------------------------------ the queue
@@ -63,7 +49,7 @@ def new_bench(bed, folder, setting=None):
 
         def start(self, run):
             self.started.append(run)
-            return Instant()
+            self.running[run] = Instant()
 
         def finish(self, run, status):
             record = {"arm": run.arm.name, "id": run.id, "answers": -run.rate, "seed": run.seed,
@@ -181,7 +167,7 @@ def test_helpers_of_expressions(bed):
 @pytest.mark.parametrize("names", [["columns"], ["weights"], ["columns", "weights"]])
 def test_the_patches_apply_and_train(bed, corpus, run, tmp_path, names):
     folder = tmp_path / "code"
-    bed.run.make_fork([FOLDER / f"patches/{name}.patch" for name in names], folder)
+    bed.run.processes.make_fork([FOLDER / f"patches/{name}.patch" for name in names], folder)
     flags = ["--data", corpus / "web", "--target", corpus / "ref", "--ref", run.ref, *SIZE,
              "--tokens", 768, "--log_interval", 1, "--out", tmp_path / "out"]
     if "columns" in names:
@@ -206,7 +192,7 @@ def test_the_patches_apply_and_train(bed, corpus, run, tmp_path, names):
 
 def test_equal_weights_are_clm(bed, corpus, run, tmp_path):
     folder = tmp_path / "code"
-    bed.run.make_fork([FOLDER / "patches/weights.patch"], folder)
+    bed.run.processes.make_fork([FOLDER / "patches/weights.patch"], folder)
     flags = ["--data", corpus / "web", "--target", corpus / "ref", *SIZE, "--tokens", 512]
     with core_of(folder) as score:
         score.SCORES["mine"] = lambda t: torch.ones_like(t.loss)
@@ -218,7 +204,7 @@ def test_equal_weights_are_clm(bed, corpus, run, tmp_path):
 
 def test_distillation_alone_is_the_cross_entropy_to_the_reference(bed, corpus, run, tmp_path):
     folder = tmp_path / "code"
-    bed.run.make_fork([FOLDER / "patches/weights.patch"], folder)
+    bed.run.processes.make_fork([FOLDER / "patches/weights.patch"], folder)
     flags = ["--data", corpus / "web", "--target", corpus / "ref", *SIZE, "--ref", run.ref]
     with core_of(folder) as score:
         score.SCORES["none"] = lambda t: torch.zeros_like(t.loss)
@@ -236,7 +222,7 @@ def test_a_patch_that_does_not_fit_is_one_sentence(bed, tmp_path):
     bad = tmp_path / "bad.patch"
     bad.write_text("--- a/train_slm.py\n+++ b/train_slm.py\n@@ -1,1 +1,1 @@\n-nothing\n+x\n")
     with pytest.raises(ValueError, match="cannot be applied"):
-        bed.run.make_fork([bad], tmp_path / "code")
+        bed.run.processes.make_fork([bad], tmp_path / "code")
     assert not (tmp_path / "code").exists()
 
 

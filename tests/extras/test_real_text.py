@@ -1,0 +1,141 @@
+"""extras/testbed/real.py: what is stopped goes on, nothing is mixed up, and the table is right."""
+import gzip
+import importlib
+import json
+import os
+import subprocess
+import sys
+from argparse import Namespace
+
+import pytest
+import torch
+from conftest import ROOT, modules_of
+
+import data
+from model import GPT, GPTConfig
+
+FOLDER = ROOT / "extras/testbed"
+
+
+@pytest.fixture(scope="module")
+def real():
+    """The module real, with others of the same names put back afterwards."""
+    with modules_of(FOLDER, ["arms", "measure", "figures", "real"]):
+        yield importlib.import_module("real")
+
+
+def write_rows(file, rows):
+    with gzip.open(file, "wt") as f:
+        f.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def test_gpu_real_sh_runs_to_its_end(tmp_path):
+    qa = [{"question": f"What is {i} and {i}?", "answer": f"It is {2 * i}."} for i in range(200)]
+    pages = [{"text": f"Page {i} of the manual. " * 30} for i in range(40)]
+    write_rows(tmp_path / "gsm8k.train.jsonl.gz", qa[:150])
+    write_rows(tmp_path / "math.train.jsonl.gz", [{"problem": "1 + 1", "solution": "2"}])
+    write_rows(tmp_path / "gsm8k.val.jsonl.gz", qa[150:])
+    write_rows(tmp_path / "web_math.train.jsonl.gz", pages[5:])
+    write_rows(tmp_path / "web_math.val.jsonl.gz", pages[:5])
+    out = tmp_path / "out"
+    env = {**os.environ, "PYTHON": sys.executable, "SIZE": "tiny", "DATA": str(tmp_path),
+           "OUT": str(out)}
+    done = subprocess.run(["bash", str(FOLDER / "gpu_real.sh")], env=env, text=True,
+                          capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = json.loads((out / "real.json").read_text())["runs"]
+    assert list(runs) == [
+        "reference", "CLM, 20% useful", "CLM with clean text, 20% useful", "SLM 0.2, 20% useful",
+        "random 0.2, 20% useful"]
+    for seeds in runs.values():
+        for run in seeds.values():
+            assert run["problem"] == ""
+            assert 0 < run["answers"] < 10
+            assert run["curve"]
+    assert runs["SLM 0.2, 20% useful"]["0"]["selected"] == pytest.approx(0.2, abs=0.01)
+    assert "| SLM 0.2, 20 % useful |" in (out / "real.txt").read_text()
+
+
+@pytest.mark.parametrize("step, last, flag", [
+    (None, None, None),  # nothing is there
+    (5, {"val_target": 1}, "--resume"),
+    (8, {"loss": 1}, "--overwrite"),  # stopped in the last evaluation: its numbers are lost
+    (8, {"val_target": 1}, "none is begun"),
+])
+def test_a_stopped_comparison_goes_on(real, tmp_path, monkeypatch, step, last, flag):
+    def popen(argv, **_):
+        begun.append(argv)
+        return Namespace(communicate=lambda timeout: ("", ""), returncode=0)
+
+    begun = []
+    monkeypatch.setattr(real.subprocess, "Popen", popen)
+    monkeypatch.setattr(real.common, "load_checkpoint", lambda _: {"step": step})
+    if step:
+        out = tmp_path / real.run_folder("CLM, 3% useful", 1)
+        out.mkdir(parents=True)
+        (out / "ckpt.pt").touch()
+        (out / "log.jsonl").write_text(json.dumps(last) + "\n")
+    args = Namespace(out=tmp_path, batch_tokens=64, depth=1, block_size=8, micro_batch=8, lr=1,
+                     warmup=1, device="cpu", jobs=2)
+    runs = real.Runs(args, real.time.monotonic() + 100)
+    assert runs.train("CLM, 3% useful", 1, ["train_ref.py"], 8 * 64) == ""
+    assert len(begun) == (flag != "none is begun")
+    for argv in begun:
+        assert [word for word in argv if word in ("--resume", "--overwrite")] == [flag] * bool(flag)
+
+
+def test_runs_of_other_settings_are_not_mixed(real, tmp_path):
+    file = tmp_path / "real.json"
+    settings = {"lr": "0.1", "seeds": "[0]"}
+    assert real.earlier_runs(file, settings) == {}
+    file.write_text(json.dumps({"settings": settings, "runs": {"CLM": {}}}))
+    more = {"seeds": "[0, 1]", "shares": "[0.1]", "ratios": "[0.4]"}
+    assert real.earlier_runs(file, {**settings, **more}) == {"CLM": {}}
+    with pytest.raises(ValueError, match="another --lr"):
+        real.earlier_runs(file, {**settings, "lr": "0.2"})
+
+
+def test_useful_text_is_repeated_or_cut_to_its_share(real):
+    documents = [[1] * 10, [2] * 10]
+    assert len(real.fill(documents, 45)) == 5
+    assert real.fill(documents, 5) == [[1] * 10]
+    assert real.cut(documents, 5) == real.cut(documents, 10) == [[1] * 10]
+    assert real.cut(documents, 11) == real.cut(documents, 45) == documents
+
+
+def test_the_loss_on_answers_is_that_of_the_answers_alone(real):
+    enc = data.get_tokenizer()
+    model = GPT(GPTConfig.from_depth(1, enc.n_vocab, block_size=64))
+    questions = [("Question: 1+1?\nAnswer:", " 2\n"), ("Question: 2+2?\nAnswer:", " 2+2=4\n")]
+    losses = []
+    for prompt, answer in questions:
+        prompt = enc.encode_ordinary(prompt)
+        ids = torch.tensor([prompt + enc.encode_ordinary(answer) + [enc.eot_token]])
+        losses.append(model(ids[:, :-1], ids[:, 1:])[0, len(prompt) - 1:])
+    expected = torch.cat(losses).mean().item()
+    assert real.answer_loss(model, enc, questions, "cpu") == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_table_of_real_text(real):
+    """The factor is read off the curves at the tokens read, and a run that failed is left out."""
+    def run(answers, losses, **more):
+        read = (1e6, 2e6, 2.1e6)
+        curve = [(tokens, loss, 5.0) for tokens, loss in zip(read, losses, strict=True)]
+        return {"problem": "", "answers": answers, "curve": curve, "val_target": losses[-1],
+                "val_train": 5.0, **more}
+
+    runs = {
+        "reference": {"0": run(2.0, (3, 2, 2)), "1": run(2.0, (3, 2, 2))},
+        "CLM, 3% useful": {"0": run(3.0, (5, 4, 3)), "1": run(3.2, (5, 4, 3))},
+        "SLM 0.2, 3% useful": {"0": run(2.5, (3, 2, 1), precision=0.1, recall=0.5),
+                               "1": run(2.7, (3, 2, 1), precision=0.3, recall=0.7)},
+        "random 0.2, 3% useful": {"0": run(4.0, (6, 5, 4)), "1": {"problem": "no time"}},
+    }
+    lines = real.figures.real_table({"runs": runs}).splitlines()[2:]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert [row[0] for row in rows] == ["the reference", "CLM, 3 % useful", "SLM 0.2, 3 % useful",
+                                        "random 0.2, 3 % useful"]
+    assert rows[1][2] == "0" and rows[1][5] == "1"
+    assert rows[2][1].startswith("**2.600** (") and rows[2][2] == "-0.500 (-0.500 to -0.500)"
+    assert rows[2][5] == "2.1 or more" and rows[2][6:] == ["20.0%", "60.0%"]
+    assert rows[3][1] == "**4.000**" and rows[3][2] == rows[3][5] == "–"
