@@ -106,8 +106,9 @@ def test_compiled_code_computes_the_same(device, corpus, run, tmp_path, compiler
     bf16 = device == "cuda"
     tolerance = 0.02 if bf16 else 1e-4
     model = common.load_model(run.ref, device, bf16)
-    trunk = torch.compile(model.trunk, dynamic=False)
-    token_losses = torch.compile(model.losses, dynamic=False)
+    # fullgraph: to fall back to eager is an error.
+    trunk = torch.compile(model.trunk, dynamic=False, fullgraph=True)
+    token_losses = torch.compile(model.losses, dynamic=False, fullgraph=True)
     windows = Windows(corpus / "ref", 32, split="val")
     x, y = (t.to(device) for t in windows[range(len(windows))])
     y = y.flatten()

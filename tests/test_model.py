@@ -2,7 +2,6 @@
 import math
 import os
 import random
-import shutil
 import weakref
 
 import pytest
@@ -325,32 +324,6 @@ def test_a_full_cache_takes_no_more():
     model.trunk(tokens(1, 14), caches)
     with pytest.raises(ValueError, match="17 tokens do not fit"):
         model.trunk(tokens(1, 3), caches)
-
-
-# ------------------------------------------------------------------------------ the compiler
-def test_compiled_equals_eager():
-    """As the scripts call them: the losses of all tokens, then of the selected with a gradient."""
-    if not (shutil.which("g++") or shutil.which("clang++")):
-        pytest.skip("torch.compile needs a C++ compiler here, and there is none")
-    model = tiny(n_layer=1)
-    x, y = batch()
-    selected = torch.arange(0, 48, 5)
-    answers = []
-    for compiled in (False, True):
-        trunk = model.trunk
-        token_losses = model.losses
-        if compiled:  # fullgraph: to fall back to eager is an error
-            trunk = torch.compile(trunk, dynamic=False, fullgraph=True)
-            token_losses = torch.compile(token_losses, dynamic=False, fullgraph=True)
-        h = trunk(x).flatten(0, 1)
-        with torch.no_grad():
-            loss = token_losses(h, y)
-        of_selected = token_losses(h[selected], y[selected])
-        answers.append((loss, of_selected, gradients(model, of_selected.mean())))
-    eager, ours = answers
-    assert torch.allclose(eager[0], ours[0], atol=1e-5)
-    assert torch.allclose(eager[1], ours[1], atol=1e-5)
-    assert same(eager[2], ours[2], 1e-4)
 
 
 # ------------------------------------------------------------------------------ the shape
