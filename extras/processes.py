@@ -7,18 +7,20 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-STOPS = (signal.SIGINT, signal.SIGTERM)
+STOPS = [signal.SIGINT, signal.SIGTERM]
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+    STOPS.append(signal.SIGHUP)  # the terminal was closed, and there is no nohup
 
 
 def stop_by_exception():
-    """Make Ctrl-C and SIGTERM raise KeyboardInterrupt, so that `finally` can end the processes."""
-    for stop in STOPS:  # Ctrl-C too: in the background it is ignored, if not told
+    """Make what stops us raise KeyboardInterrupt, so that `finally` can end the processes."""
+    for stop in STOPS:  # Ctrl-C too: a shell starts background jobs with SIGINT ignored
         signal.signal(stop, signal.default_int_handler)
 
 
 @contextlib.contextmanager
 def not_stopped():
-    """What comes to stop us in here does so afterwards.
+    """A signal to stop that comes in this block takes effect after it.
 
     For the start of a process until it is noted: one that we do not know of would never be ended,
     and would lock its folder against the run that goes on.
@@ -36,9 +38,12 @@ def not_stopped():
 
 def end(processes):
     """End processes, and wait until they have ended."""
-    for process in processes:
-        process.terminate()
-        process.wait()
+    processes = list(processes)
+    with not_stopped():
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()
 
 
 def make_fork(patches, folder):

@@ -1,5 +1,6 @@
 """The tables and the figures, from records alone; and the row of a method of yours."""
 import dataclasses
+import itertools
 import json
 import re
 from pathlib import Path
@@ -73,6 +74,8 @@ def fewer_words(middle, low, high, most):
         return "not reached"
     if middle == most:
         return f"{middle:.3g} or more"
+    if low == high:  # of one seed
+        return f"{middle:.1f}"
     lowest = f"{low:.1f}" if low else "–"
     return f"{middle:.1f} ({lowest} to {high:.1f})"
 
@@ -455,14 +458,15 @@ def real_groups(found):
         arm, _, share = name.partition(", ")
         records = [{**run, "seed": seed, "read": [tokens for tokens, _, _ in run["curve"]],
                     "curve": [loss for _, loss, _ in run["curve"]]}
-                   for seed, run in seeds.items() if not run["problem"]]
+                   for seed, run in sorted(seeds.items()) if not run["problem"]]
         if records:
             groups.setdefault(share, {})[arm] = records
     return groups
 
 
 REAL_HEAD = ["arm", "loss on answers", "less CLM, by seed", "on clean text", "on web text",
-             "times fewer tokens than CLM", "useful of the selected", "selected of the useful"]
+             "times fewer tokens than CLM to its last loss on clean text", "useful of the selected",
+             "selected of the useful"]
 
 
 def real_table(found):
@@ -485,25 +489,28 @@ def real_cells(records, clm):
         found = measure.times_fewer(*curves, read)
         beside_clm[0] = less_words(records, clm)
         beside_clm[3] = "1" if records == clm else fewer_words(*found, read[-1] / read[0])
-    if "precision" not in records[0]:
+    if records[0]["precision"] is None:
         return [*beside_clm, "", ""]
     return [*beside_clm, f"{mean(records, 'precision'):.1%}", f"{mean(records, 'recall'):.1%}"]
 
 
 REAL_COLOURS = {"CLM": "#444444", "CLM with clean text": "#1b7837", "random": "#999999"}
+SLM_COLOURS = ("#b2182b", "#ef8a62", "#e7298a", "#7570b3")
 
 
 def draw_real(found, file):
     """The loss on held-out clean text by tokens read: the mean of the seeds, in a band of all."""
     plt = pyplot()
     groups = real_groups(found)
-    del groups[""]
+    groups.pop("", None)
+    names = sorted({arm for records_of in groups.values() for arm in records_of})
+    of_slm = itertools.cycle(SLM_COLOURS)
+    colours = {arm: REAL_COLOURS.get(arm.split(" 0.")[0]) or next(of_slm) for arm in names}
     figure, panels = plt.subplots(1, len(groups), figsize=(1 + 4 * len(groups), 3.6), sharey=True,
                                   layout="constrained", squeeze=False)
     for axes, (share, records_of) in zip(panels[0], groups.items(), strict=True):
-        of_slm = iter(("#b2182b", "#ef8a62", "#e7298a"))
         for arm, records in records_of.items():
-            colour = REAL_COLOURS.get(arm.split(" 0.")[0]) or next(of_slm)
+            colour = colours[arm]
             read = np.array(records[0]["read"]) / 1e6
             losses = np.array([record["curve"] for record in records])
             axes.plot(read, losses.mean(0), "o-", ms=3, color=colour, label=arm)

@@ -5,9 +5,10 @@
 
 One half of the clean documents trains the reference. The other half is scattered through the web
 text, repeated or cut so that it makes up a given share of the noisy corpus; its tokens are of the
-kind "math", the web's of the kind "prose". Of the web there is as much as an arm reads. The arms of
-each share: CLM, SLM at each ratio, random tokens, and CLM with the reference's documents mixed into
-the corpus. A seed is that of weights and order, also of the reference; the corpora are the same.
+kind "math", the web's of the kind "prose", whatever maths is in it. Of the web there is no more
+than an arm reads. The arms of each share: CLM, SLM at each ratio, random tokens, and CLM with the
+reference's documents mixed into the corpus. A seed is that of weights and order, also of the
+reference; the corpora are the same.
 
 FOLDER gets real.json: the loss on the answers to held-out questions, on held-out clean and web
 text, and curves. A table of it is printed at the end. What is stopped goes on from its checkpoints
@@ -19,15 +20,16 @@ import math
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import figures
 import numpy as np
+import processes
 import torch
 from arms import ROOT
 
@@ -111,7 +113,10 @@ def make_corpora(args, folder):
         return
     clean = read(args.clean)
     web = read(args.web)
-    enc = make_tokenizer(folder / "tokenizer", clean + web, args.vocab)
+    if "ref" in missing:
+        enc = make_tokenizer(folder / "tokenizer", clean + web, args.vocab)
+    else:  # that of the models that are there
+        enc = tokenizer_of_runs(folder)
     half = len(clean) // 2
     ref = tokenize(enc, clean[:half])
     useful = tokenize(enc, clean[half:])
@@ -143,16 +148,16 @@ def list_runs(args, seed):
     """{name: [script, flag, ...]}: those that do not wait for the reference come first."""
     runs = {}
     for part in args.shares:
-        runs[f"CLM, {part:.0%} useful"] = ["train_ref.py", "--data", f"web_{part:g}"]
-        runs[f"CLM with clean text, {part:.0%} useful"] = [
-            "train_ref.py", "--data", f"mixed_{part:g}"]
+        useful = f"{100 * part:g}% useful"
+        runs[f"CLM, {useful}"] = ["train_ref.py", "--data", f"web_{part:g}"]
+        runs[f"CLM with clean text, {useful}"] = ["train_ref.py", "--data", f"mixed_{part:g}"]
     for part in args.shares:
+        useful = f"{100 * part:g}% useful"
         slm = ["train_slm.py", "--ref", run_folder("reference", seed), "--data", f"web_{part:g}"]
         for ratio in args.ratios:
-            runs[f"SLM {ratio:g}, {part:.0%} useful"] = [*slm, "--ratio", ratio]
+            runs[f"SLM {ratio:g}, {useful}"] = [*slm, "--ratio", ratio]
         first = args.ratios[0]
-        runs[f"random {first:g}, {part:.0%} useful"] = [
-            *slm, "--ratio", first, "--score", "random"]
+        runs[f"random {first:g}, {useful}"] = [*slm, "--ratio", first, "--score", "random"]
     return runs
 
 
@@ -172,6 +177,7 @@ class Runs:
         self.took = []  # seconds of the runs so far
         self.processes = []
         self.stopped = False
+        self.lock = threading.Lock()  # held while a process is started and noted, or all are ended
 
     def train(self, name, seed, command, tokens):
         """Train, or go on from the checkpoint; nothing is done where a run has ended before."""
@@ -187,9 +193,10 @@ class Runs:
                   "--eval_interval", max(1, steps // 8), "--eval_windows", 64, "--problems", 0,
                   "--seed", seed, "--device", args.device]
         if (args.out / out / "ckpt.pt").exists():
-            if common.load_checkpoint(args.out / out)["step"] < steps:
+            ckpt = common.load_checkpoint(args.out / out)
+            if ckpt["step"] < steps:
                 flags.append("--resume")
-            elif "val_target" in read_log(args.out / out)[-1]:
+            elif "val_target" in ckpt["log"].splitlines()[-1]:
                 return ""
             else:  # it was stopped while it was measured
                 flags.append("--overwrite")
@@ -199,18 +206,19 @@ class Runs:
         argv = [sys.executable, str(ROOT / script), *map(str, flags)]
         threads = max(1, os.cpu_count() // args.jobs)  # runs side by side must not share a core
         environment = {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1", **os.environ}
-        process = subprocess.Popen(argv, cwd=args.out, stdout=subprocess.DEVNULL, text=True,
-                                   stderr=subprocess.PIPE, env=environment)
-        self.processes.append(process)
-        if self.stopped:  # while it was started
-            process.terminate()
+        with self.lock:
+            if self.stopped:
+                return "not begun: the command was stopped"
+            process = subprocess.Popen(argv, cwd=args.out, stdout=subprocess.DEVNULL, text=True,
+                                       stderr=subprocess.PIPE, env=environment)
+            self.processes.append(process)
         try:
             _, said = process.communicate(timeout=left)
         except subprocess.TimeoutExpired:
             process.kill()
             return "stopped: the time was over"
         if process.returncode:
-            return said[-2000:]
+            return said[-2000:].strip() or f"ended with {process.returncode}"
         self.took.append(time.monotonic() - begin)
         print(f"{name}, seed {seed}: {self.took[-1]:.0f} s", flush=True)
         return ""
@@ -237,15 +245,20 @@ class Runs:
         return self.train(name, seed, command, self.args.tokens)
 
     def stop(self):
-        """End those that run, and what is started after them."""
-        self.stopped = True
-        for process in self.processes:
-            process.terminate()
+        """End those that run, and begin no other."""
+        with self.lock:
+            self.stopped = True
+            processes.end(self.processes)
 
 
 def read_log(out):
     """The lines of a run's log."""
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def tokenizer_of_runs(folder):
+    """The tokenizer of the corpora in a folder."""
+    return data.tokenizer_of(data.read_meta(folder / "ref")["tokenizer"], folder / "ref")
 
 
 def read_questions(file):
@@ -259,42 +272,63 @@ def read_questions(file):
 
 @torch.no_grad()
 def answer_loss(model, enc, questions, device, batch=64):
-    """Mean loss of the answers' tokens, in nats, each after its question.
+    """(mean loss of the answers' tokens, in nats, each after its question; the share measured).
 
-    What does not fit in block_size is left out; None if that is everything.
+    As in the testbed, without the end of text. An answer that is longer than three quarters of the
+    window is cut, and a question loses its beginning if both do not fit.
     """
     T = model.config.block_size
     x = torch.full((len(questions), T), enc.eot_token)
     y = x.clone()
     in_answer = torch.zeros(x.shape, dtype=torch.bool)
+    all_tokens = 0
     for row, (prompt, answer) in enumerate(questions):
-        prompt = enc.encode_ordinary(prompt)
-        ids = torch.tensor(prompt + enc.encode_ordinary(answer) + [enc.eot_token])[:T + 1]
+        answer = enc.encode_ordinary(answer)
+        all_tokens += len(answer)
+        answer = answer[:3 * T // 4]
+        prompt = enc.encode_ordinary(prompt)[len(answer) - T - 1:]
+        ids = torch.tensor(prompt + answer)
         n = len(ids) - 1
         x[row, :n] = ids[:-1]
         y[row, :n] = ids[1:]
         in_answer[row, len(prompt) - 1:n] = True
-    if not in_answer.any():
-        return None
     losses = []
     for rows in torch.arange(len(x)).split(batch):
         losses.append(model(x[rows].to(device), y[rows].to(device)).cpu())
-    return torch.cat(losses)[in_answer].mean().item()
+    return torch.cat(losses)[in_answer].mean().item(), in_answer.sum().item() / all_tokens
 
 
 def results(out, problem, enc, questions, device):
     """What real.json says of a run."""
     row = {"problem": problem}
-    if (out / "log.jsonl").exists():
-        log = read_log(out)
+    log = read_log(out) if (out / "log.jsonl").exists() else []
+    if log:
         row |= log[-1]
-        row["curve"] = [(line["tokens"], line["val_target"], line["val_train"])
-                        for line in log if "val_target" in line]
+        del row["peak_mem_mb"]  # where the corpora were made just now it is our own
+        row |= {name: mean_of_last_eighth(log, name) for name in ("precision", "recall")}
+        row["curve"] = curve(log)
         row["median_tokens_per_s"] = float(np.median([line["tokens_per_s"] for line in log]))
     if not problem:
         model = common.load_model(out, device, bf16=device.startswith("cuda"))
-        row["answers"] = answer_loss(model, enc, questions, device)
+        row["answers"], row["answers_measured"] = answer_loss(model, enc, questions, device)
     return row
+
+
+def mean_of_last_eighth(log, name):
+    """The mean of a number over the last eighth of a run, where there is one; else None."""
+    values = [row[name] for row in log
+              if row["tokens"] > 7 / 8 * log[-1]["tokens"] and row.get(name) is not None]
+    return float(np.mean(values)) if values else None
+
+
+def curve(log):
+    """[(tokens, loss on clean text, loss on web text)], without what is close to the last."""
+    points = [(row["tokens"], row["val_target"], row["val_train"])
+              for row in log if "val_target" in row]
+    if not points:
+        return []
+    last = points[-1]
+    return [point for point in points[:-1] if last[0] - point[0] > points[0][0] / 2] + [last]
 
 
 # ------------------------------------------------------------------------------ the command
@@ -357,11 +391,14 @@ def main():
         with files.new_file(file) as part:
             part.write_text(json.dumps({"settings": settings, "runs": found}, indent=1) + "\n")
 
+    questions = read_questions(args.answers)
+    for path in (*args.clean, *args.web, *args.web_val):
+        if not Path(path).is_file():
+            raise ValueError(f"There is no file {path}.")
     folder.mkdir(parents=True, exist_ok=True)
     write()
     make_corpora(args, folder)
-    enc = data.tokenizer_of(data.read_meta(folder / "ref")["tokenizer"], folder / "ref")
-    questions = read_questions(args.answers)
+    enc = tokenizer_of_runs(folder)
     print(f"corpora made {time.monotonic() - deadline + args.seconds:.0f} s after the start")
 
     # The runs end some seconds before the deadline, so that there is time to measure them.
@@ -387,8 +424,7 @@ def main():
 
 if __name__ == "__main__":
     sys.excepthook = common.say_what_is_wrong
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(stop, signal.default_int_handler)
+    processes.stop_by_exception()
     try:
         main()
     except KeyboardInterrupt:

@@ -56,6 +56,19 @@ def test_gpu_real_sh_runs_to_its_end(tmp_path):
     assert "| SLM 0.2, 20 % useful |" in (out / "real.txt").read_text()
 
 
+def new_runs(real, folder, monkeypatch, returncode=0):
+    """Runs in a folder, and the commands that it begins, none of which does anything."""
+    def popen(argv, **_):
+        begun.append(argv)
+        return Namespace(communicate=lambda timeout: ("", ""), returncode=returncode)
+
+    begun = []
+    monkeypatch.setattr(real.subprocess, "Popen", popen)
+    args = Namespace(out=folder, batch_tokens=64, depth=1, block_size=8, micro_batch=8, lr=1,
+                     warmup=1, device="cpu", jobs=2)
+    return real.Runs(args, real.time.monotonic() + 100), begun
+
+
 @pytest.mark.parametrize("step, last, flag", [
     (None, None, None),  # nothing is there
     (5, {"val_target": 1}, "--resume"),
@@ -63,25 +76,44 @@ def test_gpu_real_sh_runs_to_its_end(tmp_path):
     (8, {"val_target": 1}, "none is begun"),
 ])
 def test_a_stopped_comparison_goes_on(real, tmp_path, monkeypatch, step, last, flag):
-    def popen(argv, **_):
-        begun.append(argv)
-        return Namespace(communicate=lambda timeout: ("", ""), returncode=0)
-
-    begun = []
-    monkeypatch.setattr(real.subprocess, "Popen", popen)
-    monkeypatch.setattr(real.common, "load_checkpoint", lambda _: {"step": step})
+    ckpt = {"step": step, "log": json.dumps(last) + "\n"}
+    monkeypatch.setattr(real.common, "load_checkpoint", lambda _: ckpt)
     if step:
         out = tmp_path / real.run_folder("CLM, 3% useful", 1)
         out.mkdir(parents=True)
         (out / "ckpt.pt").touch()
-        (out / "log.jsonl").write_text(json.dumps(last) + "\n")
-    args = Namespace(out=tmp_path, batch_tokens=64, depth=1, block_size=8, micro_batch=8, lr=1,
-                     warmup=1, device="cpu", jobs=2)
-    runs = real.Runs(args, real.time.monotonic() + 100)
+        (out / "log.jsonl").touch()  # empty, as a run that has begun anew leaves it
+    runs, begun = new_runs(real, tmp_path, monkeypatch)
     assert runs.train("CLM, 3% useful", 1, ["train_ref.py"], 8 * 64) == ""
     assert len(begun) == (flag != "none is begun")
     for argv in begun:
         assert [word for word in argv if word in ("--resume", "--overwrite")] == [flag] * bool(flag)
+
+
+def test_a_run_that_was_killed_has_not_ended(real, tmp_path, monkeypatch):
+    runs, _ = new_runs(real, tmp_path, monkeypatch, returncode=-9)  # it had no time to say why
+    assert runs.train("CLM, 3% useful", 1, ["train_ref.py"], 8 * 64) == "ended with -9"
+    runs.processes.clear()
+    runs.stop()
+    assert "stopped" in runs.train("CLM, 3% useful", 2, ["train_ref.py"], 8 * 64)
+
+
+def test_shares_and_ratios_do_not_share_a_name(real):
+    args = Namespace(shares=[0.03, 0.034], ratios=[0.2, 0.25])
+    assert len(real.list_runs(args, 0)) == 2 * (2 + 2 + 1)
+
+
+def test_numbers_of_the_end_are_over_many_steps(real):
+    """The last step alone may have no useful token; and an evaluation just before it says nothing
+    that the last one does not.
+    """
+    log = [{"tokens": n, "recall": 0.5} for n in range(10, 100, 10)]
+    log += [{"tokens": 95, "recall": 0.7, "val_target": 2, "val_train": 3},
+            {"tokens": 100, "recall": None, "val_target": 2, "val_train": 3}]
+    log[4] |= {"val_target": 4, "val_train": 5}
+    assert real.mean_of_last_eighth(log, "recall") == pytest.approx(0.6)
+    assert real.mean_of_last_eighth(log, "precision") is None
+    assert real.curve(log) == [(50, 4, 5), (100, 2, 3)]
 
 
 def test_runs_of_other_settings_are_not_mixed(real, tmp_path):
@@ -106,14 +138,19 @@ def test_useful_text_is_repeated_or_cut_to_its_share(real):
 def test_the_loss_on_answers_is_that_of_the_answers_alone(real):
     enc = data.get_tokenizer()
     model = GPT(GPTConfig.from_depth(1, enc.n_vocab, block_size=64))
-    questions = [("Question: 1+1?\nAnswer:", " 2\n"), ("Question: 2+2?\nAnswer:", " 2+2=4\n")]
+    questions = [("Question: 1+1?\nAnswer:", " 2\n"), ("Question: 2+2?\nAnswer:", " 2+2=4\n"),
+                 ("Why? " * 99 + "\nAnswer:", " so." * 40)]
     losses = []
     for prompt, answer in questions:
-        prompt = enc.encode_ordinary(prompt)
-        ids = torch.tensor([prompt + enc.encode_ordinary(answer) + [enc.eot_token]])
+        answer = enc.encode_ordinary(answer)[:48]
+        prompt = enc.encode_ordinary(prompt)[-(65 - len(answer)):]
+        ids = torch.tensor([prompt + answer])
         losses.append(model(ids[:, :-1], ids[:, 1:])[0, len(prompt) - 1:])
     expected = torch.cat(losses).mean().item()
-    assert real.answer_loss(model, enc, questions, "cpu") == pytest.approx(expected, rel=1e-5)
+    loss, measured = real.answer_loss(model, enc, questions, "cpu")
+    assert loss == pytest.approx(expected, rel=1e-5)
+    n = [len(enc.encode_ordinary(answer)) for _, answer in questions]
+    assert n[2] > 48 and measured == pytest.approx((n[0] + n[1] + 48) / sum(n))
 
 
 def test_the_table_of_real_text(real):
@@ -122,7 +159,7 @@ def test_the_table_of_real_text(real):
         read = (1e6, 2e6, 2.1e6)
         curve = [(tokens, loss, 5.0) for tokens, loss in zip(read, losses, strict=True)]
         return {"problem": "", "answers": answers, "curve": curve, "val_target": losses[-1],
-                "val_train": 5.0, **more}
+                "val_train": 5.0, "precision": None, **more}
 
     runs = {
         "reference": {"0": run(2.0, (3, 2, 2)), "1": run(2.0, (3, 2, 2))},
