@@ -7,6 +7,7 @@ import subprocess
 import sys
 from argparse import Namespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, modules_of
@@ -29,14 +30,52 @@ def write_rows(file, rows):
         f.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def test_gpu_real_sh_runs_to_its_end(tmp_path):
+def write_texts(folder):
+    """Small files of the names that gpu_real.sh looks for."""
     qa = [{"question": f"What is {i} and {i}?", "answer": f"It is {2 * i}."} for i in range(200)]
     pages = [{"text": f"Page {i} of the manual. " * 30} for i in range(40)]
-    write_rows(tmp_path / "gsm8k.train.jsonl.gz", qa[:150])
-    write_rows(tmp_path / "math.train.jsonl.gz", [{"problem": "1 + 1", "solution": "2"}])
-    write_rows(tmp_path / "gsm8k.val.jsonl.gz", qa[150:])
-    write_rows(tmp_path / "web_math.train.jsonl.gz", pages[5:])
-    write_rows(tmp_path / "web_math.val.jsonl.gz", pages[:5])
+    write_rows(folder / "gsm8k.train.jsonl.gz", qa[:150])
+    write_rows(folder / "math.train.jsonl.gz", [{"problem": "1 + 1", "solution": "2"}])
+    write_rows(folder / "gsm8k.val.jsonl.gz", qa[150:])
+    write_rows(folder / "web_math.train.jsonl.gz", pages[5:])
+    write_rows(folder / "web_math.val.jsonl.gz", pages[:5])
+
+
+def documents_of(folder, split="train"):
+    """The documents of a corpus, as tuples of ids."""
+    meta = data.read_meta(folder)
+    enc = data.tokenizer_of(meta["tokenizer"], folder)
+    ids = np.fromfile(folder / f"{split}.bin", dtype=meta["dtype"]).tolist()
+    ends = [i + 1 for i, token in enumerate(ids) if token == enc.eot_token]
+    return [tuple(ids[begin:end]) for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+def test_corpora_have_their_share_and_share_nothing_else(real, tmp_path):
+    write_texts(tmp_path)
+    args = Namespace(clean=[tmp_path / "gsm8k.train.jsonl.gz"], vocab=300, tokens=3000,
+                     web=[tmp_path / "web_math.train.jsonl.gz"], shares=[0.1],
+                     web_val=[tmp_path / "web_math.val.jsonl.gz"])
+    out = tmp_path / "out"
+    real.make_corpora(args, out)
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    kinds = data.read_meta(out / "web_0.1")["train"]["kinds"]
+    assert kinds["prose"] == pytest.approx(3000, rel=0.1)  # no more of the web than is read
+    assert kinds["math"] / sum(kinds.values()) == pytest.approx(0.1, abs=0.01)
+    ref = set(documents_of(out / "ref"))
+    noisy = documents_of(out / "web_0.1")
+    assert ref.isdisjoint(noisy)
+    assert sorted(documents_of(out / "mixed_0.1")) == sorted([*noisy, *ref])
+    held_out = {*documents_of(out / "ref", "val"), *documents_of(out / "web_0.1", "val")}
+    assert held_out.isdisjoint([*ref, *noisy])
+
+    args.shares = [0.1, 0.3]
+    real.make_corpora(args, out)
+    assert {file: file.read_bytes() for file in before} == before
+    assert (out / "mixed_0.3/meta.json").exists()
+
+
+def test_gpu_real_sh_runs_to_its_end(tmp_path):
+    write_texts(tmp_path)
     out = tmp_path / "out"
     env = {**os.environ, "PYTHON": sys.executable, "SIZE": "tiny", "DATA": str(tmp_path),
            "OUT": str(out)}
