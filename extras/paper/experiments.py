@@ -503,7 +503,9 @@ def real(plan, start):
 # ------------------------------------------------------------------------------ the list
 @dataclasses.dataclass
 class Experiment:
-    """cells: a function of a Plan, see above. seeds: how many at most. needs: for you to put there.
+    """cells: a function of a Plan, see above. needs: for you to put there.
+
+    seeds: how many are run; of a cell that another experiment has too, more may be shown.
 
     tuned: the arms whose rates must be chosen and the budget up to which; or a function of a Plan
     that returns what to choose from, {(row, remark): {rate: run}}.
@@ -511,7 +513,7 @@ class Experiment:
     title: str
     cells: Callable
     tuned: Callable | tuple
-    seeds: int | None = None
+    seeds: int = 3
     needs: tuple = ()
 
     def tunings(self, plan):
@@ -537,7 +539,7 @@ def real_tunings(plan, start):
 
 STUDIED = (("CLM", SLM), STUDY_TOKENS)
 EXPERIMENTS = {
-    "fig1": Experiment("Fig 1, Table 1: tokens to accuracy", fig1, (ARMS, 16)),
+    "fig1": Experiment("Fig 1, Table 1: tokens to accuracy", fig1, (ARMS, 16), seeds=5),
     "noise": Experiment("share and kind of noise, size", noise, (("CLM", SLM), 4), seeds=1),
     "fig3": Experiment("Fig 3: four kinds of token by their loss", study, STUDIED),
     "fig6": Experiment("Fig 6: loss of selected and other tokens", study, STUDIED),

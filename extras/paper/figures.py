@@ -3,6 +3,7 @@
 The words around the tables are written by hand, in RESULTS.md. Numbers are means over seeds, with
 standard deviations (n - 1).
 """
+import itertools
 import statistics
 from functools import partial
 
@@ -112,14 +113,20 @@ def rate_words(record):
 
 
 def with_measure(lab, name, key, cells, compute, seeds=None):
-    """The plan, with records that have under `key` what compute(lab, runs) says of cells' runs."""
+    """A plan whose records have under `key` what compute(lab, runs) says of cells' runs.
+
+    What it says as a dict has keys of its own. The plan is of these seeds, by default those of the
+    lab's plan.
+    """
+    if seeds is None:
+        seeds = lab.plan.seeds
     records = {name: dict(record) for name, record in lab.records.items()}
-    for seed in seeds or lab.plan.seeds:
+    for seed in seeds:
         runs = [make(seed) for make in cells.values()]
         values = measure.measured(lab, f"{name}-s{seed}", runs, compute)
         for run, value in zip(runs, values, strict=True):
-            records[run.name][key] = value
-    return ex.Plan(records, lab.plan.seeds, lab.plan.rates)
+            records[run.name] |= value if isinstance(value, dict) else {key: value}
+    return ex.Plan(records, seeds, lab.plan.rates)
 
 
 def crossing(budgets, values, level, falling=False):
@@ -193,12 +200,16 @@ def fig1(lab):
     plan = lab.plan
     cells = ex.fig1(plan)
     draw_fig1(lab, cells)
-    return {
+    tables = {
         "fig1-accuracy": by_column(plan, cells, "accuracy", "M"),
         "fig1-loss": by_column(plan, cells, "val_target", "M"),
         "fig1-factors": factors_table(plan, cells),
         "fig1-rates": rates_table(plan, "fig1"),
     }
+    seeds = seeds_of_today(lab, cells)
+    if seeds:
+        tables["fig1-end"] = end_table(lab, cells, seeds)
+    return tables
 
 
 def draw_fig1(lab, cells):
@@ -229,19 +240,24 @@ def draw_fig1(lab, cells):
 
 
 def draw_arrow(ax, plan, cells):
-    """From CLM's last accuracy to where SLM reaches it, for the ratio that gets there first."""
-    budget = ex.ARMS["CLM"].budgets[-1]
-    level = mean(plan.values(cells["CLM", budget], "accuracy"))
-    factors = {}
-    for arm in (ex.SLM, ex.SLM_5):
-        budgets, accuracy = curve(plan, cells, arm, "accuracy")
-        factors[arm] = times_fewer(budget, budgets, list(map(mean, accuracy)), level)
-    first = max(factors, key=lambda arm: factors[arm][0])
-    factor, words = factors[first]
+    """From CLM's accuracy to where SLM reaches it, for the ratio that gets there first.
+
+    The accuracy is that after CLM's largest budget for which SLM gets there with those tried.
+    """
+    for budget in reversed(ex.ARMS["CLM"].budgets):
+        level = mean(plan.values(cells["CLM", budget], "accuracy"))
+        factors = {}
+        for arm in (ex.SLM, ex.SLM_5):
+            budgets, accuracy = curve(plan, cells, arm, "accuracy")
+            factors[arm] = times_fewer(budget, budgets, list(map(mean, accuracy)), level)
+        first = max(factors, key=lambda arm: factors[arm][0])
+        factor, words = factors[first]
+        if not words.startswith("<"):
+            break
     ends = ((budget / factor, 100 * level), (budget, 100 * level))
     ax.annotate("", *ends, arrowprops={"arrowstyle": "->"}, zorder=3)
     words = f"{first.removeprefix('SLM, ')}: {words} times fewer tokens"
-    ax.text(budget, 112, words, ha="right")
+    ax.text(16, 112, words, ha="right")
 
 
 def factors_table(plan, cells):
@@ -261,16 +277,57 @@ def factors_table(plan, cells):
 
 
 def factor_words(plan, cells, arm, rival, budget, level, key):
-    """Times fewer tokens, in brackets least and most of the seeds; then times fewer operations."""
-    falling = key == "val_target"
+    """Times fewer tokens, in brackets their interval; then times fewer operations."""
+    falling = key != "accuracy"
     budgets, values = curve(plan, cells, arm, key)
     means = list(map(mean, values))
     _, words = times_fewer(budget, budgets, means, level, falling)
-    seeds = zip(*values, strict=True)
-    factors = [times_fewer(budget, budgets, seed, level, falling)[0] for seed in seeds]
+    low, high = factor_interval(budget, budgets, values, plan.values(cells[rival, budget], key),
+                                falling)
     there, _ = crossing(budgets, means, level, falling)
     saved = measure.operations(rival, budget) / measure.operations(arm, there, counted=True)
-    return f"{words} ({min(factors):.1f} to {max(factors):.1f}); {saved:.2f}"
+    return f"{words} ({low:.1f} to {high:.1f}); {saved:.2f}"
+
+
+def factor_interval(budget, budgets, values, rivals, falling):
+    """95 % of the factor under a bootstrap over seeds, which are the same for both arms.
+
+    values: those of each seed, for each budget; rivals: those of each seed at the rival's budget.
+    """
+    n = len(rivals)
+    factors = []
+    for drawn in itertools.product(range(n), repeat=n):  # all of them: 3,125 with five seeds
+        means = [mean([seeds[i] for i in drawn]) for seeds in values]
+        level = mean([rivals[i] for i in drawn])
+        factors.append(times_fewer(budget, budgets, means, level, falling)[0])
+    return np.quantile(factors, (0.025, 0.975))
+
+
+def seeds_of_today(lab, cells):
+    """Those whose runs are all by the scripts as they are: the checkpoints of others are gone."""
+    return [seed for seed in lab.plan.seeds
+            if all("command" in lab.records[make(seed).name] for make in cells.values())]
+
+
+def end_table(lab, cells, seeds):
+    """The clean loss, that of the end of text alone, and that without it, with SLM's factors."""
+    arms = ("CLM", ex.SLM, ex.SLM_5)
+    cells = {(arm, tokens): cells[arm, tokens] for arm in arms for tokens in ex.ARMS[arm].budgets}
+    plan = with_measure(lab, "fig1-end", "end", cells, measure.end_losses, seeds)
+    all_budgets = sorted({tokens for _, tokens in cells})
+    last = all_budgets[-1]
+    rows = []
+    for key, name in (("val_target", "clean loss"), ("end", "the end of text"),
+                      ("without_end", "without it")):
+        level = mean(plan.values(cells["CLM", last], key))
+        for arm in arms:
+            losses = dict(zip(*curve(plan, cells, arm, key), strict=True))
+            factor = ""
+            if arm != "CLM" and key != "end":
+                factor = factor_words(plan, cells, arm, "CLM", last, level, key)
+            rows.append([f"{arm}, {name}", *(nats(losses.get(at)) for at in all_budgets), factor])
+    head = ["", *(f"{at:g}M" for at in all_budgets), f"times fewer than CLM at {last:g}M"]
+    return table(head, rows)
 
 
 # ------------------------------------------------------------------------------ Figs 3, 6, 7 and 8
@@ -522,8 +579,8 @@ def pages(lab):
 
 def real(lab, name="real", start="scratch"):
     cells = ex.real(lab.plan, start)
-    seeds = lab.plan.seeds[:ex.EXPERIMENTS[name].seeds]
     compute = partial(measure.answer_losses, start=start)
+    seeds = lab.plan.seeds[:ex.EXPERIMENTS[name].seeds]
     plan = with_measure(lab, f"answers-{start}", "answers", cells, compute, seeds)
     students = {cell: make for cell, make in cells.items() if cell[0] in ex.REAL_ARMS}
     draw_real(lab, start, plan, students)
@@ -593,6 +650,7 @@ def draw(lab, names, document):
     left_out = {}
     tables = {}
     for name in names:
+        lab.turn_to(name)
         runs = [run for stage in ex.EXPERIMENTS[name].stages(lab.plan) for run in stage]
         missing = sum(not lab.is_done(run) for run in runs)
         try:

@@ -1,7 +1,7 @@
 """The figures and tables of the RHO-1 paper, small: runs what is missing, then draws.
 
     python extras/paper/lab.py --list            every experiment, and how much of it is missing
-    python extras/paper/lab.py fig1 --seeds 3    run what is missing, draw, fill the tables
+    python extras/paper/lab.py fig1              run what is missing, draw, fill the tables
     python extras/paper/lab.py all --quick       minutes: whether it works; in out/paper_quick
     python extras/paper/lab.py all --draw        no runs: draw from the records
 
@@ -38,11 +38,15 @@ KEPT = ("tokens", "loss", "loss_selected", "loss_unselected", "val_target", "val
 
 
 class Lab:
-    """A folder for runs, and one for what is known of them. ValueError if a run fails."""
-    def __init__(self, work, results, seeds=3, device="cpu", quick=False, jobs=2, may_run=True):
+    """A folder for runs, and one for what is known of them. ValueError if a run fails.
+
+    seeds: at most so many of every experiment.
+    """
+    def __init__(self, work, results, seeds=None, device="cpu", quick=False, jobs=2, may_run=True):
         self.work = Path(work)
         self.results = Path(results)
         self.results.mkdir(parents=True, exist_ok=True)
+        self.seeds = seeds
         self.device = device
         self.quick = quick
         self.jobs = jobs
@@ -54,7 +58,12 @@ class Lab:
         if self.file.exists():
             records = map(json.loads, self.file.read_text().splitlines())
             self.records = {record["name"]: record for record in records}
-        self.plan = Plan(self.records, range(seeds), RATES[2:3] if quick else RATES)
+        self.turn_to("fig1")
+
+    def turn_to(self, name):
+        """Make self.plan that of an experiment."""
+        seeds = self.seeds or max(3, EXPERIMENTS[name].seeds)
+        self.plan = Plan(self.records, range(seeds), RATES[2:3] if self.quick else RATES)
 
     # -------------------------------------------------------------------------- commands
     def path(self, value):
@@ -135,8 +144,11 @@ class Lab:
         """Remove the records and the folders of runs."""
         for run in runs:
             self.records.pop(run.name, None)
+        part = self.file.with_suffix(".part")  # what stops us must not cost the other records
+        part.write_text("".join(json.dumps(r) + "\n" for r in self.records.values()))
+        part.replace(self.file)
+        for run in runs:
             shutil.rmtree(self.path(run), ignore_errors=True)
-        self.file.write_text("".join(json.dumps(r) + "\n" for r in self.records.values()))
 
     # -------------------------------------------------------------------------- running
     def run(self, runs, files=False):
@@ -188,7 +200,7 @@ class Lab:
             words.append("--resume")
         elif Path(self.path(run)).exists():
             words.append("--overwrite")
-        environment = dict(os.environ)
+        environment = dict(os.environ, PYTHONUNBUFFERED="1")  # "Done" is said at once
         if self.device == "cpu":
             environment["OMP_NUM_THREADS"] = "1"
         said.parent.mkdir(parents=True, exist_ok=True)
@@ -248,10 +260,11 @@ def parse_args(argv=None):
     flag = parser.add_argument
     flag("names", nargs="*", metavar="NAME", help=f"all, or some of: {', '.join(EXPERIMENTS)}")
     flag("--list", action="store_true", help="every experiment, and how much of it is missing")
-    flag("--seeds", type=int, default=3, help="seeds of each arm (default 3)")
+    flag("--seeds", type=int, help="of each arm, at most (default: as experiments.py says)")
     flag("--quick", action="store_true", help="tiny runs of one seed, which are no results")
     flag("--draw", action="store_true", help="run nothing: draw from the records")
-    flag("--again", action="store_true", help="forget the records of these experiments first")
+    flag("--again", action="store_true",
+         help="forget their records first, also of runs that other experiments share")
     flag("--device", default="cpu", help="cpu (default) or cuda, whose results are kept under out/")
     flag("--jobs", type=int, help="runs side by side (default: one a core on a CPU, else 1)")
     args = parser.parse_args(argv)
@@ -289,6 +302,7 @@ def make_lab(args):
 
 def all_runs(lab, name):
     """The runs of an experiment, and what they need."""
+    lab.turn_to(name)
     runs = [run for stage in EXPERIMENTS[name].stages(lab.plan) for run in stage]
     return lab.with_needs(runs).values()
 
@@ -299,6 +313,7 @@ def run_experiment(lab, name):
     if lacking and not all(map(lab.is_done, all_runs(lab, name))):
         print(f"{name} is left out: there is no {' and no '.join(lacking)}, see README.md.")
         return
+    lab.turn_to(name)
     for stage in EXPERIMENTS[name].stages(lab.plan):
         lab.run(stage)
 

@@ -174,6 +174,24 @@ def study(lab, runs):
     return found
 
 
+def end_losses(lab, runs):
+    """The clean loss of each run in two: of the end of text after each problem, and of the rest.
+
+    The windows are those of the log's val_target.
+    """
+    found = []
+    for run in runs:
+        model = common.load_model(lab.path(run))
+        windows = Windows(lab.path(ex.CLEAN), model.config.block_size, split="val")
+        enc = tokenizer_of(windows.meta["tokenizer"], lab.path(ex.CLEAN))
+        i = spread_out(windows, 128)
+        _, targets = windows[i]
+        at_end = (targets == enc.eot_token).numpy()
+        losses = losses_of(model, windows, i)
+        found.append({"end": losses[at_end].mean(), "without_end": losses[~at_end].mean()})
+    return found
+
+
 def general_losses(lab, runs):
     """The loss of each run on held-out general text."""
     folder = lab.path((ex.corpus("general"), "web"))

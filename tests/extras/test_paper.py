@@ -102,11 +102,11 @@ def test_the_commands_parse(paper, results, tmp_path, monkeypatch):
 
 
 # ------------------------------------------------------------------------------ records
-def test_every_recorded_run_is_found_by_name(paper, results, tmp_path):
-    lab = new_lab(paper, tmp_path, results)
+def test_every_run_is_recorded(paper, results):
+    """By name if an earlier version of the scripts made it, else by the command as it is."""
+    lab = paper.lab.Lab("out/paper", results)
     for name in paper.experiments.EXPERIMENTS:
         assert lab.missing(paper.lab.all_runs(lab, name)) == [], name
-    assert all("recorded_command" in record for record in lab.records.values())
 
 
 def test_a_record_counts_while_its_command_is_the_same(paper, tmp_path):
@@ -123,7 +123,7 @@ def test_drawing_from_records_changes_no_number(paper, results, tmp_path):
     document = tmp_path / "RESULTS.md"
     shutil.copy(FOLDER / "RESULTS.md", document)
     before = {name: (results / name).read_bytes() for name in ("runs.jsonl", "measures.json")}
-    lab = new_lab(paper, tmp_path, results, may_run=False)
+    lab = paper.lab.Lab("out/paper", results, may_run=False)
     assert paper.figures.draw(lab, list(paper.experiments.EXPERIMENTS), document) == {}
     assert document.read_text() == (FOLDER / "RESULTS.md").read_text()
     assert {name: (results / name).read_bytes() for name in before} == before
@@ -177,6 +177,19 @@ def test_times_fewer_tokens(paper):
     assert times_fewer(8, (1, 2), (0.6, 0.7), 0.5)[1] == "> 8.0"
     assert times_fewer(8, (1, 2), (0.1, 0.2), 0.5)[1] == "< 4.0"
     assert times_fewer(4, (1, 2), (0.9, 0.5), 0.5, falling=True) == (2.0, "2.0")
+
+
+def test_the_interval_of_a_factor_is_over_seeds(paper):
+    interval = paper.figures.factor_interval
+    alike = [[0.1, 0.1], [0.5, 0.5], [0.9, 0.9]]
+    assert interval(8, (1, 2, 4), alike, [0.5, 0.5], False) == pytest.approx((4, 4))
+    # Half of the draws are of one seed, which has a factor of 4 or one of 8.
+    apart = [[0.1, 0.5], [0.5, 0.9], [0.9, 0.9]]
+    low, high = interval(8, (1, 2, 4), apart, [0.5, 0.5], False)
+    assert 4 <= low < 5 and 7 < high <= 8
+    # The rival's level is drawn with the same seeds.
+    low, high = interval(8, (1, 2, 4), apart, [0.5, 0.9], False)
+    assert (low, high) == pytest.approx((4, 4), abs=0.6)
 
 
 # ------------------------------------------------------------------------------ running
