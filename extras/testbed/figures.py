@@ -502,11 +502,11 @@ def draw_real(found, file):
     """The loss on held-out clean text by tokens read: the mean of the seeds, in a band of all."""
     plt = pyplot()
     groups = real_groups(found)
-    groups.pop("", None)
+    reference = groups.pop("", {}).get("reference")
     names = sorted({arm for records_of in groups.values() for arm in records_of})
     of_slm = itertools.cycle(SLM_COLOURS)
     colours = {arm: REAL_COLOURS.get(arm.split(" 0.")[0]) or next(of_slm) for arm in names}
-    figure, panels = plt.subplots(1, len(groups), figsize=(1 + 4 * len(groups), 3.6), sharey=True,
+    figure, panels = plt.subplots(1, len(groups), figsize=(2.5 + 4 * len(groups), 3.6), sharey=True,
                                   layout="constrained", squeeze=False)
     for axes, (share, records_of) in zip(panels[0], groups.items(), strict=True):
         for arm, records in records_of.items():
@@ -515,11 +515,15 @@ def draw_real(found, file):
             losses = np.array([record["curve"] for record in records])
             axes.plot(read, losses.mean(0), "o-", ms=3, color=colour, label=arm)
             axes.fill_between(read, losses.min(0), losses.max(0), color=colour, alpha=0.2, lw=0)
+        if reference:
+            axes.axhline(mean(reference, "val_target"), color="black", ls=":", lw=1,
+                         label="the reference, at its end")
         axes.set_title(share.replace("%", " %"), fontsize=10)
         axes.set_xlabel("tokens read, millions")
         axes.grid(color="#eeeeee")
     panels[0][0].set_ylabel("loss on held-out clean text, nats")
-    panels[0][-1].legend(frameon=False)
+    names = panels[0][-1].get_legend_handles_labels()
+    figure.legend(*names, loc="outside right center", frameon=False)
     figure.savefig(file, dpi=150)
     plt.close(figure)
 

@@ -370,7 +370,7 @@ def earlier_runs(file, settings):
         return {}
     content = json.loads(file.read_text())
     # A run's name says its share, ratio and seed: of these there can be more in another call.
-    free = {"out", "shares", "ratios", "seeds", "jobs", "seconds", "machine"}
+    free = {"shares", "ratios", "seeds", "jobs", "seconds", "machine"}
     for name in set(settings) - free:
         if content["settings"].get(name) != settings[name]:
             raise ValueError(f"{file} has runs with another --{name}; give another --out.")
@@ -381,7 +381,10 @@ def main():
     args = parse_args()
     deadline = time.monotonic() + args.seconds
     folder = args.out
-    settings = {name: str(value) for name, value in vars(args).items()}
+    settings = {name: str(value) for name, value in vars(args).items() if name != "out"}
+    for name in ("clean", "web", "web_val"):  # without the folders, which are a matter of here
+        settings[name] = " ".join(Path(file).name for file in getattr(args, name))
+    settings["answers"] = Path(args.answers).name
     if args.device.startswith("cuda"):
         settings["machine"] = torch.cuda.get_device_name()
     file = folder / "real.json"
