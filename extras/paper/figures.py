@@ -244,7 +244,8 @@ def draw_arrow(ax, plan, cells):
 
     The accuracy is that after CLM's largest budget for which SLM gets there with those tried.
     """
-    for budget in reversed(ex.ARMS["CLM"].budgets):
+    clm_budgets = ex.ARMS["CLM"].budgets
+    for budget in reversed(clm_budgets):
         level = mean(plan.values(cells["CLM", budget], "accuracy"))
         factors = {}
         for arm in (ex.SLM, ex.SLM_5):
@@ -257,7 +258,7 @@ def draw_arrow(ax, plan, cells):
     ends = ((budget / factor, 100 * level), (budget, 100 * level))
     ax.annotate("", *ends, arrowprops={"arrowstyle": "->"}, zorder=3)
     words = f"{first.removeprefix('SLM, ')}: {words} times fewer tokens"
-    ax.text(16, 112, words, ha="right")
+    ax.text(clm_budgets[-1], 112, words, ha="right")
 
 
 def factors_table(plan, cells):

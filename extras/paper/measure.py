@@ -179,14 +179,14 @@ def end_losses(lab, runs):
 
     The windows are those of the log's val_target.
     """
+    models = [common.load_model(lab.path(run)) for run in runs]
+    windows = Windows(lab.path(ex.CLEAN), models[0].config.block_size, split="val")
+    enc = tokenizer_of(windows.meta["tokenizer"], lab.path(ex.CLEAN))
+    i = spread_out(windows, 128)
+    _, targets = windows[i]
+    at_end = (targets == enc.eot_token).numpy()
     found = []
-    for run in runs:
-        model = common.load_model(lab.path(run))
-        windows = Windows(lab.path(ex.CLEAN), model.config.block_size, split="val")
-        enc = tokenizer_of(windows.meta["tokenizer"], lab.path(ex.CLEAN))
-        i = spread_out(windows, 128)
-        _, targets = windows[i]
-        at_end = (targets == enc.eot_token).numpy()
+    for model in models:
         losses = losses_of(model, windows, i)
         found.append({"end": losses[at_end].mean(), "without_end": losses[~at_end].mean()})
     return found

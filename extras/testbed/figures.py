@@ -217,9 +217,9 @@ def tables(bench):
         made[f"results-{number}"] = result_table(bench, tokens)
         made[f"selection-{number}"] = selection_table(bench, tokens)
     made["later"] = later_table(bench, bench.setting.budgets[0])
-    real = bench.file.parent / "real.json"
-    if real.exists():
-        made["real"] = real_table(json.loads(real.read_text()))
+    found = read_real(bench)
+    if found:
+        made["real"] = real_table(found)
     return made
 
 
@@ -438,15 +438,21 @@ def draw(bench, folder, document=None):
     draw_ratio(bench, short, folder / "ratio.png")
     draw_signs(bench, short, folder / "signs.png")
     draw_kinds(bench, short, folder / "kinds.png")
-    real = folder / "real.json"
-    if real.exists():
-        draw_real(json.loads(real.read_text()), folder / "real.png")
+    found = read_real(bench)
+    if found:
+        draw_real(found, folder / "real.png")
     if document:
         document.write_text(fill(document.read_text(), tables(bench)))
     print(f"The figures are in {folder}" + (f", the tables in {document}." if document else "."))
 
 
 # ------------------------------------------------------------------------------ real text
+def read_real(bench):
+    """What real.py found, if its real.json is beside the records; else None."""
+    file = bench.file.parent / "real.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
 def real_groups(found):
     """The arms of real.json by the share of useful text, {"3% useful": {arm: its records}}.
 
@@ -481,17 +487,19 @@ def real_table(found):
 
 def real_cells(records, clm):
     """The other cells of an arm, beside the records of CLM, if there are any."""
-    beside_clm = ["–", f"{mean(records, 'val_target'):.3f}", f"{mean(records, 'val_train'):.3f}",
-                  "–"]
+    less_clm = "–"
+    fewer = "–"
     if clm and {record["seed"] for record in clm} == {record["seed"] for record in records}:
         curves = ([record["curve"] for record in arm] for arm in (clm, records))
         read = clm[0]["read"]
         found = measure.times_fewer(*curves, read)
-        beside_clm[0] = less_words(records, clm)
-        beside_clm[3] = "1" if records == clm else fewer_words(*found, read[-1] / read[0])
-    if records[0]["precision"] is None:
-        return [*beside_clm, "", ""]
-    return [*beside_clm, f"{mean(records, 'precision'):.1%}", f"{mean(records, 'recall'):.1%}"]
+        less_clm = less_words(records, clm)
+        fewer = "1" if records == clm else fewer_words(*found, read[-1] / read[0])
+    selected = ["", ""]
+    if records[0]["precision"] is not None:
+        selected = [f"{mean(records, name):.1%}" for name in ("precision", "recall")]
+    return [less_clm, f"{mean(records, 'val_target'):.3f}", f"{mean(records, 'val_train'):.3f}",
+            fewer, *selected]
 
 
 REAL_COLOURS = {"CLM": "#444444", "CLM with clean text": "#1b7837", "random": "#999999"}

@@ -5,7 +5,7 @@
 #     SIZE=tiny DATA=FOLDER OUT=FOLDER bash extras/testbed/gpu_real.sh    # all of it, on a CPU
 #
 # DATA holds gsm8k.train, math.train, web_math.train, web_math.val and gsm8k.val, each .jsonl.gz;
-# CLEAN, WEB, WEB_VAL and ANSWERS name other files. In OUT then: real.json, and real.txt with the table.
+# CLEAN, WEB, WEB_VAL and ANSWERS name other files. In OUT then: real.json, real.txt (a table).
 set -u
 export PYTHONUNBUFFERED=1
 cd "$(dirname "$0")/../.."
@@ -26,7 +26,8 @@ if [ "${SIZE:-}" = tiny ]; then
           --micro_batch 4 --warmup 1 --vocab 512 --shares 0.2 --ratios 0.2)
 fi
 
-timeout -k 5 "${LIMIT:-360}" "$PY" extras/testbed/real.py "${flags[@]}" "$@" 2>&1 | tee "$OUT/real.txt"
+timeout -k 5 "${LIMIT:-360}" "$PY" extras/testbed/real.py "${flags[@]}" "$@" 2>&1 \
+  | tee "$OUT/real.txt"
 rc=${PIPESTATUS[0]}
 cp "$WORK/real.json" "$OUT/"
 exit "$rc"

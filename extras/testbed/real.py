@@ -422,7 +422,7 @@ def main():
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         runs.stop()
-    print(figures.real_table({"settings": settings, "runs": found}))
+    print(figures.real_table({"runs": found}))
 
 
 if __name__ == "__main__":
