@@ -4,6 +4,7 @@ import json
 import os
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,33 @@ def read_log(out):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "cuda: needs a CUDA GPU; skipped without one")
+    config.addinivalue_line("markers", "beside(begin=): see the fixture `begun`")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def begun(request, tmp_path_factory):
+    """Each test marked beside(begin=...): its folder, and the process that begin(folder) started.
+
+    Such a process takes half a minute, and begins with the first of all tests: it runs on a core
+    that they leave idle.
+    """
+    processes = {}
+    for item in request.session.items:
+        mark = item.get_closest_marker("beside")
+        if mark is not None:
+            folder = tmp_path_factory.mktemp(item.name)
+            processes[item.name] = folder, mark.kwargs["begin"](folder)
+    yield processes
+    for _, process in processes.values():
+        with contextlib.suppress(ProcessLookupError):  # what has ended is gone
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def begin_script(script, **environment):
+    """Start a shell script of this project, with processes of its own that end with it."""
+    env = {**os.environ, "PYTHON": sys.executable, "SIZE": "tiny", **environment}
+    return subprocess.Popen(["bash", str(ROOT / script)], env=env, start_new_session=True,
+                            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 @pytest.fixture(scope="session")

@@ -2,15 +2,12 @@
 import gzip
 import importlib
 import json
-import os
-import subprocess
-import sys
 from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, modules_of
+from conftest import ROOT, begin_script, modules_of
 
 import data
 from model import GPT, GPTConfig
@@ -74,14 +71,17 @@ def test_corpora_have_their_share_and_share_nothing_else(real, tmp_path):
     assert (out / "mixed_0.3/meta.json").exists()
 
 
-def test_gpu_real_sh_runs_to_its_end(tmp_path):
-    write_texts(tmp_path)
-    out = tmp_path / "out"
-    env = {**os.environ, "PYTHON": sys.executable, "SIZE": "tiny", "DATA": str(tmp_path),
-           "OUT": str(out)}
-    done = subprocess.run(["bash", str(FOLDER / "gpu_real.sh")], env=env, text=True,
-                          capture_output=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+def begin_gpu_real_sh(folder):
+    write_texts(folder)
+    return begin_script("extras/testbed/gpu_real.sh", DATA=str(folder), OUT=str(folder / "out"))
+
+
+@pytest.mark.beside(begin=begin_gpu_real_sh)
+def test_gpu_real_sh_runs_to_its_end(begun, request):
+    folder, process = begun[request.node.name]
+    out = folder / "out"
+    printed, _ = process.communicate()
+    assert process.returncode == 0, printed
     runs = json.loads((out / "real.json").read_text())["runs"]
     assert list(runs) == [
         "reference", "CLM, 20% useful", "CLM with clean text, 20% useful", "SLM 0.2, 20% useful",

@@ -1,13 +1,11 @@
 """The benchmark counts the operations that run, and the script for a GPU runs to its end."""
 import math
-import os
-import subprocess
 import sys
 from argparse import Namespace
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, begin_script
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(ROOT / "extras" / "speed"))
@@ -129,24 +127,20 @@ def test_the_table_keeps_what_it_has_when_an_arm_fails(monkeypatch):
 
 
 # ------------------------------------------------------------------------------ on a GPU
-def test_gpu_sh_runs_to_its_end(tmp_path):
-    """In two halves at once, since each has a dozen processes."""
-    halves = {"bench": "bench.json", "tests probe default": "tests.txt probe.json runs.jsonl"}
-    running = {}
-    for parts in halves:
-        env = {**os.environ, "PYTHON": sys.executable, "SIZE": "tiny", "PARTS": parts,
-               "OUT": str(tmp_path / parts)}
-        running[parts] = subprocess.Popen(["bash", str(ROOT / "extras/speed/gpu.sh")], env=env,
-                                          text=True, stdout=subprocess.PIPE,
-                                          stderr=subprocess.STDOUT)
-    words = ""
-    for parts, process in running.items():
-        printed, _ = process.communicate()
-        assert process.returncode == 0, printed
-        assert printed.count("rc 0") == printed.count("rc ") > 0, printed
-        files = {file.name for file in (tmp_path / parts).iterdir()}
-        assert files == {"log.txt", "report.md", *halves[parts].split()}
-        words += (tmp_path / parts / "report.md").read_text()
+def begin_gpu_sh(folder):
+    return begin_script("extras/speed/gpu.sh", OUT=str(folder / "out"))
+
+
+@pytest.mark.beside(begin=begin_gpu_sh)
+def test_gpu_sh_runs_to_its_end(begun, request):
+    folder, process = begun[request.node.name]
+    printed, _ = process.communicate()
+    assert process.returncode == 0, printed
+    assert printed.count("rc 0") == printed.count("rc ") > 0, printed
+    files = {file.name for file in (folder / "out").iterdir()}
+    assert files == {
+        "log.txt", "tests.txt", "bench.json", "probe.json", "runs.jsonl", "report.md"}
+    words = (folder / "out/report.md").read_text()
     for word in ("| CLM |", "| SLM 0.2 |", "Attention: `", "| slm_not_compiled |", "windows that"):
         assert word in words
 
