@@ -311,6 +311,8 @@ ARMS = [
     Arm("old L - L, longer lag", "t.old_loss - t.loss", memory=0.99, rates=ONE_RATE,
         group="after a paper", source="sign of ssToken, arXiv 2510.18250"),
     Arm("distillation alone", weight="0", distil="1", group="left out"),
+    Arm("synchronised R", patch=str(ROOT / "extras/forks/synchronised_reference.patch"),
+        group="after a paper", source="BLADE's idea, arXiv 2606.18650"),
 ]
 
 # Which sign of L - old L is right, in a later phase: students that begin as a model of the noisy

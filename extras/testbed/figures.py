@@ -199,6 +199,9 @@ def arm_table():
             parts.append("the mixed corpus")
         if arm.start:
             parts.append(f"begins as {STARTS[arm.start]}")
+        if arm.patch:
+            name = Path(arm.patch).name
+            parts.append(f"ratio {arm.ratio:g}, [{name}](../forks/{name})")
         rows.append([arm.name, ", ".join(parts) or "all tokens", arm.group, arm.source or "–"])
     return markdown(["arm", "what it is", "group", "source"], rows)
 

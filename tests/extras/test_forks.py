@@ -324,6 +324,34 @@ def test_refreshed_reference(fork, run, tmp_path):
             torch.testing.assert_close(after[name], w)
 
 
+def test_synchronised_reference(fork, tmp_path):
+    train = fork("synchronised_reference")
+    out = tmp_path / "whole"
+    flags = ["--tokens", 6 * N, "--ahead", 3, "--snapshots", 6, "--eval_windows", 1,
+             "--problems", 0]
+    end, _ = train(*flags, out=out)
+    last = common.load_checkpoint(out)
+    train("--resume", out=half_done(out, tmp_path / "again", step=4))
+    again = common.load_checkpoint(tmp_path / "again")
+    for part in ("ref", "model"):
+        assert same(again[part], last[part])
+    first = common.load_checkpoint(out / "step_000001.pt")["ref"]
+    student = common.load_checkpoint(out / "step_000003.pt")["model"]
+    assert same(first, common.load_checkpoint(out / "step_000003.pt")["ref"])
+
+    ref = common.load_model(out / "step_000003.pt")  # the student, of three steps
+    optimizer = end["make_optimizer"](ref, 1e-3, 0.1)
+    assert str(end["clean"].path) == end["args"].target
+    for batch in (3, 4, 5):
+        x, y = end["clean"][end["clean"].indices(batch, 8)]
+        ref(x, y).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert not same(student, last["ref"])
+    for name, w in ref.state_dict().items():
+        torch.testing.assert_close(last["ref"][name], w)
+
+
 # ------------------------------------------------------------------------------ the rest of the run
 def test_cosine(fork):
     train = fork("cosine")
