@@ -364,14 +364,16 @@ def parse_args():
     return args
 
 
+# Flags that can differ between calls: a run's name says its share, ratio and seed.
+FREE = ("out", "shares", "ratios", "seeds", "jobs", "seconds")
+
+
 def earlier_runs(file, settings):
     """The runs that real.json has, {} if there is none. ValueError if they have other settings."""
     if not file.exists():
         return {}
     content = json.loads(file.read_text())
-    # A run's name says its share, ratio and seed: of these there can be more in another call.
-    free = {"shares", "ratios", "seeds", "jobs", "seconds", "machine"}
-    for name in set(settings) - free:
+    for name in set(settings) - {"machine"}:
         if content["settings"].get(name) != settings[name]:
             raise ValueError(f"{file} has runs with another --{name}; give another --out.")
     return content["runs"]
@@ -381,7 +383,7 @@ def main():
     args = parse_args()
     deadline = time.monotonic() + args.seconds
     folder = args.out
-    settings = {name: str(value) for name, value in vars(args).items() if name != "out"}
+    settings = {name: str(value) for name, value in vars(args).items() if name not in FREE}
     for name in ("clean", "web", "web_val"):  # without the folders, which are a matter of here
         settings[name] = " ".join(Path(file).name for file in getattr(args, name))
     settings["answers"] = Path(args.answers).name
