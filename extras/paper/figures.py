@@ -464,10 +464,11 @@ def noise(lab):
         rows = []
         names = []
         for row in dict.fromkeys(row for row, _ in cells):
-            words, factor, name = noise_row(lab.plan, cells, row, key)
+            words, (factor, low, high), name = noise_row(lab.plan, cells, row, key)
             place = len(rows) + shift
             ax.barh(place, factor, 0.34, color=colour)
-            ax.text(factor + 0.05, place, words[-1], va="center", fontsize=8)
+            ax.plot((low, high), (place, place), color="black", linewidth=1)
+            ax.text(max(factor, high) + 0.05, place, words[-1], va="center", fontsize=8)
             rows.append(words)
             names.append(name)
         ax.barh(0, 0, color=colour, label=f"to CLM's {MEASURES[key][0]}")
@@ -478,7 +479,7 @@ def noise(lab):
     ax.invert_yaxis()
     ax.axvline(1, color="black", linewidth=1)
     ax.set_xlabel("times fewer tokens that SLM needs; > and <: beyond the budgets tried, "
-                  "in brackets: CLM under 15 %")
+                  "[in brackets]: CLM under 15 %")
     ax.legend(loc="lower right")
     save(lab, fig, "noise")
     return tables
@@ -488,21 +489,26 @@ NOISE_COLUMNS = (0.25, 0.5, 1, 2)
 
 
 def noise_row(plan, cells, row, key):
-    """(the words of a row of the table, the factor, the name of its bar)."""
+    """(the words of a row of the table, the factor and its interval, the name of its bar)."""
     clm_run = cells[row, "CLM"](0)
     clm = plan.values(cells[row, "CLM"], key)
     students = {cell: make for cell, make in cells.items() if cell[1] != "CLM"}
     budgets, values = curve(plan, students, row, key)
     ratio = students[row, budgets[0]](0).flags["--ratio"]
     clm_tokens = clm_run.flags["--tokens"]
-    line = (budgets, list(map(mean, values)), mean(clm), key == "val_target")
-    factor, times = times_fewer(float(clm_tokens.removesuffix("M")), *line)
+    budget = float(clm_tokens.removesuffix("M"))
+    falling = key == "val_target"
+    factor, times = times_fewer(budget, budgets, list(map(mean, values)), mean(clm), falling)
+    low, high = factor_interval(budget, budgets, values, clm, falling)
+    if low < high:
+        times += f" ({low:.1f} to {high:.1f})"
     if key == "accuracy" and mean(clm) <= 0.15:
-        times = f"({times})"
+        times = f"[{times}]"
     say = MEASURES[key][1]
     of_budget = dict(zip(budgets, values, strict=True))
     words = [say(of_budget.get(tokens)) for tokens in NOISE_COLUMNS]
-    return [row, ratio, clm_tokens, say(clm), *words, times], factor, f"{row}, ratio {ratio}"
+    words = [row, ratio, clm_tokens, say(clm), *words, times]
+    return words, (factor, low, high), f"{row}, ratio {ratio}"
 
 
 def fig9(lab):
