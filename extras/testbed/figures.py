@@ -298,9 +298,11 @@ def dot_plot(bench, rows, tokens, file, title):
 
 
 OPERATIONS_UP_TO = 1.3  # arms of a higher loss are not drawn
-NAMED = ("CLM", "SLM 0.05", "SLM 0.2", "SLM 0.6", "random", "oracle", "CLM + clean text",
-         "distillation", "distillation alone", "from the reference's weights", "L web - R",
-         "low R (static)", "L - old L")
+# Arms whose dots have their names, left or right of them.
+NAMED = {"CLM": "right", "SLM 0.05": "left", "SLM 0.2": "left", "SLM 0.6": "right",
+         "random": "left", "oracle": "right", "CLM + clean text": "right", "distillation": "right",
+         "distillation alone": "right", "from the reference's weights": "left",
+         "L web - R": "right", "low R (static)": "left", "L - old L": "right"}
 
 
 def draw_operations(bench, file):
@@ -318,8 +320,9 @@ def draw_operations(bench, file):
                 continue
             axes.plot(needed / clm, loss, mark, ms=4, color=COLOURS[arm.group])
             if arm.name in NAMED:
-                axes.annotate(arm.name, (needed / clm, loss), (5, 0), textcoords="offset points",
-                              fontsize=7, va="center")
+                offset, side = (5, "left") if NAMED[arm.name] == "right" else (-5, "right")
+                axes.annotate(arm.name, (needed / clm, loss), (offset, 0), fontsize=7, ha=side,
+                              va="center", textcoords="offset points")
     axes.loglog()
     axes.set_xlim(0.6, 6)
     for axis in (axes.xaxis, axes.yaxis):
