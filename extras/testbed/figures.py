@@ -487,7 +487,10 @@ def real_table(found):
     for share, records_of in real_groups(found).items():
         for arm, records in records_of.items():
             name = f"{arm}, {share.replace('%', ' %')}" if share else f"the {arm}"
-            rows.append([name, answers_words(records), *real_cells(records, records_of.get("CLM"))])
+            row = [name, answers_words(records), *real_cells(records, records_of.get("CLM"))]
+            if not share:
+                row[4] = ""  # the reference's own corpus, of which this loss is, is the clean one
+            rows.append(row)
     return markdown(REAL_HEAD, rows)
 
 
