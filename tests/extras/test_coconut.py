@@ -402,14 +402,14 @@ def test_loaded_weights_are_the_saved_ones_and_markers_begin_as_the_arrow(tmp_pa
         assert torch.equal(start["embed.weight"][token], start["embed.weight"][ARROW])
 
 
-def test_every_item_is_tested_with_the_thoughts_of_the_last_stage(tmp_path, capsys, refused):
+def test_every_item_is_tested_with_the_thoughts_of_the_last_stage(tmp_path, capsys, sentence):
     file = write_rows(tmp_path / "a.jsonl", ROWS)  # paths of two and three steps
     made = train(tmp_path / "run", "--prosqa", file, "--pool", 20)
     assert made["n_thoughts"] == made["result"]["n_thoughts"] == 6
     assert "two-way accuracy" in capsys.readouterr().out.splitlines()[-1]
     run_script("extras/coconut/analysis.py", tmp_path / "run", "--thoughts", 2)
     assert "2 thoughts, 2 held-out" in capsys.readouterr().out
-    refused("extras/coconut/analysis.py", [str(tmp_path / "run"), "--thoughts", "7"], "at most 6")
+    sentence("extras/coconut/analysis.py", [str(tmp_path / "run"), "--thoughts", "7"], "at most 6")
 
 
 def test_bad_input_is_refused_in_a_sentence(tmp_path, sentence):

@@ -150,10 +150,10 @@ def test_bad_flags_are_one_sentence_and_write_nothing(models, write, more, sente
     assert not (models / "new").exists()
 
 
-def test_texts_without_tokens_and_models_that_diverged_are_refused(models, write, refused):
+def test_texts_without_tokens_and_models_that_diverged_are_refused(models, write, sentence):
     (models / "a.txt").write_text("9")
-    refused("extras/show/show.py", ["--ckpt", models / "slm.pt", "--ref", models / "ref.pt",
-                                    "--text", models / "a.txt"], "needs at least two")
+    sentence("extras/show/show.py", ["--ckpt", models / "slm.pt", "--ref", models / "ref.pt",
+                                     "--text", models / "a.txt"], "needs at least two")
     (models / "a.txt").write_text("some text")
     with pytest.raises(ValueError, match="kinds of the tokens of a.txt are not known"):
         write("--text", models / "a.txt", "--score", "oracle")
