@@ -368,6 +368,17 @@ def parse_args():
 FREE = ("out", "shares", "ratios", "seeds", "jobs", "seconds")
 
 
+def settings_of(args):
+    """What all runs of a folder share, {flag: its words}, and the machine, which may change."""
+    settings = {name: str(value) for name, value in vars(args).items() if name not in FREE}
+    for name in ("clean", "web", "web_val"):  # without the folders, which are a matter of here
+        settings[name] = " ".join(Path(file).name for file in getattr(args, name))
+    settings["answers"] = Path(args.answers).name
+    if args.device.startswith("cuda"):
+        settings["machine"] = torch.cuda.get_device_name()
+    return settings
+
+
 def earlier_runs(file, settings):
     """The runs that real.json has, {} if there is none. ValueError if they have other settings."""
     if not file.exists():
@@ -383,12 +394,7 @@ def main():
     args = parse_args()
     deadline = time.monotonic() + args.seconds
     folder = args.out
-    settings = {name: str(value) for name, value in vars(args).items() if name not in FREE}
-    for name in ("clean", "web", "web_val"):  # without the folders, which are a matter of here
-        settings[name] = " ".join(Path(file).name for file in getattr(args, name))
-    settings["answers"] = Path(args.answers).name
-    if args.device.startswith("cuda"):
-        settings["machine"] = torch.cuda.get_device_name()
+    settings = settings_of(args)
     file = folder / "real.json"
     found = earlier_runs(file, settings)
 

@@ -335,9 +335,8 @@ def test_synchronised_reference(fork, tmp_path):
     again = common.load_checkpoint(tmp_path / "again")
     for part in ("ref", "model"):
         assert same(again[part], last[part])
-    first = common.load_checkpoint(out / "step_000001.pt")["ref"]
-    student = common.load_checkpoint(out / "step_000003.pt")["model"]
-    assert same(first, common.load_checkpoint(out / "step_000003.pt")["ref"])
+    first, third = (common.load_checkpoint(out / f"step_{step:06}.pt") for step in (1, 3))
+    assert same(first["ref"], third["ref"])
 
     ref = common.load_model(out / "step_000003.pt")  # the student, of three steps
     optimizer = end["make_optimizer"](ref, 1e-3, 0.1)
@@ -347,7 +346,7 @@ def test_synchronised_reference(fork, tmp_path):
         ref(x, y).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert not same(student, last["ref"])
+    assert not same(third["model"], last["ref"])
     for name, w in ref.state_dict().items():
         torch.testing.assert_close(last["ref"][name], w)
 

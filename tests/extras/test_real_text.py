@@ -157,9 +157,13 @@ def test_numbers_of_the_end_are_over_many_steps(real):
 
 def test_runs_of_other_settings_are_not_mixed(real, tmp_path):
     file = tmp_path / "real.json"
-    settings = {"lr": "0.1"}
+    args = Namespace(clean=["here/a.gz"], web=["b.gz"], web_val=["c.gz"], answers="d.gz", lr=0.1,
+                     device="cpu", seeds=[0], shares=[0.03], ratios=[0.2])
+    settings = real.settings_of(args)
     assert real.earlier_runs(file, settings) == {}
     file.write_text(json.dumps({"settings": settings, "runs": {"CLM": {}}}))
+    vars(args).update(clean=["there/a.gz"], seeds=[0, 1], shares=[0.1], ratios=[0.4])
+    assert real.earlier_runs(file, real.settings_of(args)) == {"CLM": {}}
     assert real.earlier_runs(file, {**settings, "machine": "a GPU"}) == {"CLM": {}}
     with pytest.raises(ValueError, match="another --lr"):
         real.earlier_runs(file, {**settings, "lr": "0.2"})
