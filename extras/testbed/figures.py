@@ -187,7 +187,7 @@ def arm_table():
     rows = []
     for arm in ARMS:
         parts = [f"{name} `{text}`" for name, text in arm.expressions.items()]
-        if arm.score:
+        if arm.score or arm.patch:
             parts.append(f"ratio {arm.ratio:g}")
         if arm.divide == "all":
             parts.append("divided by N")
@@ -201,7 +201,7 @@ def arm_table():
             parts.append(f"begins as {STARTS[arm.start]}")
         if arm.patch:
             name = Path(arm.patch).name
-            parts.append(f"ratio {arm.ratio:g}, [{name}](../forks/{name})")
+            parts.append(f"[{name}](../forks/{name})")
         rows.append([arm.name, ", ".join(parts) or "all tokens", arm.group, arm.source or "–"])
     return markdown(["arm", "what it is", "group", "source"], rows)
 
