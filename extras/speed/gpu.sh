@@ -95,9 +95,10 @@ fi
 if wants default; then
   step log.txt 40 "$PY" data.py "${corpus[@]}"
   web=$WORK/corpus/web
-  run ref train_ref.py --data "$WORK/corpus/ref" $compiled
-  run slm train_slm.py --data "$web" --ref "$WORK/ref" $compiled
-  run slm_not_compiled train_slm.py --data "$web" --ref "$WORK/ref" --no-compile
+  run ref_not_compiled train_ref.py --data "$WORK/corpus/ref" --no-compile
+  ref=$WORK/ref_not_compiled
+  run slm_not_compiled train_slm.py --data "$web" --ref "$ref" --no-compile
+  run slm train_slm.py --data "$web" --ref "$ref" $compiled
 fi
 wait
 "$PY" extras/speed/report.py "$OUT" | tee "$OUT/report.md"

@@ -174,7 +174,6 @@ class Runs:
     def __init__(self, args, deadline):
         self.args = args
         self.deadline = deadline  # of time.monotonic()
-        self.took = []  # seconds of the runs so far
         self.processes = []
         self.stopped = False
         self.lock = threading.Lock()  # held while a process is started and noted, or all are ended
@@ -200,8 +199,7 @@ class Runs:
                 return ""
             else:  # it was stopped while it was measured
                 flags.append("--overwrite")
-        # A run for which the rest would be too short is not begun.
-        if left < max(self.took, default=5):
+        if left < 5:
             return "not begun: too little time was left"
         argv = [sys.executable, str(ROOT / script), *map(str, flags)]
         threads = max(1, os.cpu_count() // args.jobs)  # runs side by side must not share a core
@@ -219,8 +217,7 @@ class Runs:
             return "stopped: the time was over"
         if process.returncode:
             return said[-2000:].strip() or f"ended with {process.returncode}"
-        self.took.append(time.monotonic() - begin)
-        print(f"{name}, seed {seed}: {self.took[-1]:.0f} s", flush=True)
+        print(f"{name}, seed {seed}: {time.monotonic() - begin:.0f} s", flush=True)
         return ""
 
     def train_reference(self, seed):
@@ -228,7 +225,9 @@ class Runs:
         args = self.args
         meta = data.read_meta(args.out / "ref")
         tokens = max(args.batch_tokens, round(args.ref_epochs * meta["train"]["tokens"]))
-        problem = self.train("reference", seed, ["train_ref.py", "--data", "ref"], tokens)
+        # So short a run would be over before it was compiled, and others wait for it.
+        command = ["train_ref.py", "--data", "ref", "--no-compile"]
+        problem = self.train("reference", seed, command, tokens)
         if not problem:
             for part in args.shares:
                 windows = data.Windows(args.out / f"web_{part:g}", args.block_size)
@@ -356,7 +355,7 @@ def parse_args():
     flag("--lr", type=float, default=1e-3, help="(default 1e-3)")
     flag("--warmup", type=data.count, default=100, help="(default 100)")
     flag("--seeds", type=int, nargs="+", default=[0], help="of all runs (default 0)")
-    flag("--jobs", type=data.count, default=3, help="runs at a time (default 3)")
+    flag("--jobs", type=data.count, default=6, help="runs at a time (default 6)")
     flag("--seconds", type=float, default=350, help="for everything (default 350)")
     flag("--device", default="auto", help="cuda or cpu (default: the first that is there)")
     args = parser.parse_args()
