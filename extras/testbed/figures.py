@@ -220,9 +220,8 @@ def tables(bench):
         made[f"results-{number}"] = result_table(bench, tokens)
         made[f"selection-{number}"] = selection_table(bench, tokens)
     made["later"] = later_table(bench, bench.setting.budgets[0])
-    found = read_real(bench)
-    if found:
-        made["real"] = real_table(found)
+    for name, found in read_real(bench).items():
+        made[name] = real_table(found)
     return made
 
 
@@ -444,9 +443,8 @@ def draw(bench, folder, document=None):
     draw_ratio(bench, short, folder / "ratio.png")
     draw_signs(bench, short, folder / "signs.png")
     draw_kinds(bench, short, folder / "kinds.png")
-    found = read_real(bench)
-    if found:
-        draw_real(found, folder / "real.png")
+    for name, found in read_real(bench).items():
+        draw_real(found, folder / f"{name}.png")
     if document:
         document.write_text(fill(document.read_text(), tables(bench)))
     print(f"The figures are in {folder}" + (f", the tables in {document}." if document else "."))
@@ -454,9 +452,9 @@ def draw(bench, folder, document=None):
 
 # ------------------------------------------------------------------------------ real text
 def read_real(bench):
-    """What real.py found, if its real.json is beside the records; else None."""
-    file = bench.file.parent / "real.json"
-    return json.loads(file.read_text()) if file.exists() else None
+    """What real.py found, {name of the file: its content}, of the files beside the records."""
+    files = [bench.file.parent / name for name in ("real.json", "real_gpu.json")]
+    return {file.stem: json.loads(file.read_text()) for file in files if file.exists()}
 
 
 def real_groups(found):
