@@ -313,6 +313,8 @@ ARMS = [
     Arm("distillation alone", weight="0", distil="1", group="left out"),
     Arm("synchronised R", patch=str(ROOT / "extras/forks/synchronised_reference.patch"),
         group="after a paper", source="BLADE's idea, arXiv 2606.18650"),
+    Arm("oracle 0.05", f"{MATHS} + t.random()", ratio=0.05, group="control"),
+    Arm("no junk, no wrong", weight="(t.kind != 4) & (t.kind != 1)", group="control"),
 ]
 
 # Which sign of L - old L is right, in a later phase: students that begin as a model of the noisy
