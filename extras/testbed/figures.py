@@ -301,7 +301,7 @@ OPERATIONS_UP_TO = 1.3  # arms of a higher loss are not drawn
 NAMED = {"CLM": "right", "SLM 0.05": "left", "SLM 0.2": "left", "SLM 0.6": "right",
          "random": "left", "oracle": "right", "CLM + clean text": "right", "distillation": "right",
          "distillation alone": "right", "from the reference's weights": "left",
-         "L web - R": "right", "low R (static)": "left", "L - old L": "right"}
+         "L web - R": "right", "no junk, no wrong": "right"}
 
 
 def draw_operations(bench, file):
