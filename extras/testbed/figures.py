@@ -17,7 +17,8 @@ WORDS = {"left out": "a baseline that papers leave out"}
 CLM = next(arm for arm in ARMS if arm.name == "CLM")
 SLM = next(arm for arm in ARMS if arm.name == "SLM 0.2")
 TICKS = (0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7)  # of losses
-BASELINES = ("CLM", "SLM 0.2", "random", "oracle", "CLM + clean text", "distillation")
+BASELINES = ("CLM", "SLM 0.2", "SLM 0.05", "random", "oracle", "CLM + clean text", "distillation",
+             "distillation alone", "from the reference's weights")
 
 
 def mean(records, name):
