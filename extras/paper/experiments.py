@@ -16,6 +16,9 @@ RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2)  # learning rates: every arm has it
 NEAR = 0.02  # accuracies this close are alike: with 512 problems one standard error is 0.02
 REF_RATE = 6e-3
 REF_TOKENS = 2  # millions, as all token counts here
+TUNING_SEED = 0  # learning rates are chosen on it, and no result is of it
+SEEDS = (1, 2, 3, 4, 5)  # of the results; all but Fig 1 take three
+EARLIER = (0, 1, 2)  # of those whose runs are not all by the scripts as they are, see README.md
 
 # ------------------------------------------------------------------------------ corpora
 PARTS = {"correct": 0.16, "wrong": 0.08, "prose": 0.3, "boilerplate": 0.11, "junk": 0.35}
@@ -66,7 +69,6 @@ class Run:
     flags: dict
     patch: str | None = None  # the fork of train_slm.py that it runs
     made: str = "ckpt.pt"  # the file in its folder that shows that it has ended
-    out: str = "--out"  # the flag before its folder; empty if the folder stands alone
 
     @property
     def needs(self):
@@ -94,7 +96,7 @@ WEB = (corpus("default"), "web")
 
 
 def train(data, tokens, lr, seed, depth=DEPTH, ratio=1, score="excess", ref=None, start=None,
-          patch=None, target=CLEAN, shape=SHAPE):
+          patch=None, target=CLEAN):
     """A run of training: CLM at ratio 1, else SLM by a score.
 
     ref: a function that makes the reference's run from the seed; start: one that makes the run
@@ -118,18 +120,16 @@ def train(data, tokens, lr, seed, depth=DEPTH, ratio=1, score="excess", ref=None
     if start:
         flags["--init_from"] = start(seed)
         name += f"-from-{without_seed(flags['--init_from'])}"
-    flags |= {"--data": data, "--target": target, "--depth": depth, **shape}
+    flags |= {"--data": data, "--target": target, "--depth": depth, **SHAPE}
     flags |= {"--lr": f"{lr:g}", "--tokens": f"{tokens:g}M", "--seed": seed}
     script = "train_ref.py" if ratio == 1 else "train_slm.py"
     return Run(f"{name}/s{seed}", script, flags, patch)
 
 
 def name_of(data):
-    """default-web for (corpus/default, web), and scratch-noisy for all of real/scratch-noisy."""
-    if isinstance(data, Run):
-        return data.name.rpartition("/")[2]
+    """default-web for (corpus/default, web)."""
     run, part = data
-    return f"{name_of(run)}-{part}"
+    return f"{run.name.rpartition('/')[2]}-{part}"
 
 
 def without_seed(run):
@@ -205,9 +205,9 @@ class Plan:
         return partial(self.student, arm, tokens, **changes)
 
     def tuning(self, arm, tokens):
-        """What the arm's rate is chosen from for budgets from `tokens` on, {rate: run}: seed 0."""
+        """What the arm's rate is chosen from for budgets from `tokens` on, {rate: run}."""
         rates = self.rates + ARMS[arm].more_rates
-        return {lr: self.student(arm, tokens, 0, lr) for lr in rates}
+        return {lr: self.student(arm, tokens, TUNING_SEED, lr) for lr in rates}
 
     def tunings(self, arms, tokens):
         """Those of some arms for budgets up to `tokens`, {(arm, budget): {rate: run}}."""
@@ -224,20 +224,17 @@ class Plan:
         at = max([at for at in tuned_at if at <= tokens], default=tuned_at[0])
         return self.choose(self.tuning(arm, at))
 
-    def choose(self, runs, by="accuracy"):
+    def choose(self, runs):
         """The best rate of {rate: run}, and the middle one while some of them have no record.
 
-        By accuracy it is the one of lowest clean loss among those within NEAR of the best; by a
-        loss it is the lowest.
+        It is that of the lowest clean loss among those whose accuracy is within NEAR of the best.
         """
         records = {lr: self.records.get(run.name) for lr, run in runs.items()}
         if not all(records.values()):
             return list(runs)[len(runs) // 2]
-        if by == "accuracy":
-            good = max(record["accuracy"] for record in records.values()) - NEAR
-            records = {lr: record for lr, record in records.items() if record["accuracy"] >= good}
-            by = "val_target"
-        return min(records, key=lambda lr: records[lr][by])
+        least = max(record["accuracy"] for record in records.values()) - NEAR
+        good = [lr for lr, record in records.items() if record["accuracy"] >= least]
+        return min(good, key=lambda lr: records[lr]["val_target"])
 
     def values(self, make, key):
         """What the records of the runs make(seed) have under key, for the seeds that have it."""
@@ -364,7 +361,7 @@ def continued(plan, arm, seed, lr=None, patch=None):
 
 
 def continued_tuning(plan, arm):
-    return {lr: continued(plan, arm, 0, lr) for lr in plan.rates}
+    return {lr: continued(plan, arm, TUNING_SEED, lr) for lr in plan.rates}
 
 
 def continual(plan):
@@ -402,110 +399,10 @@ def open_questions(plan):
     }
 
 
-# ------------------------------------------------------------------------------ real text
-# Made by real_text.py of the texts in TEXTS. A fifth of the noisy text is worked problems.
-TEXTS = "out/paper/data"  # for you to put there, or a link
-MODEL = "out/paper/model"  # a model in the Hugging Face layout, the same
-REAL_ARMS = {
-    "CLM": {},
-    "SLM, ratio 0.2": {"ratio": 0.2},
-    "random, ratio 0.2": {"ratio": 0.2, "score": "random"},
-}
-REAL = {
-    "scratch": {
-        "depth": 3,
-        "shape": {"--block_size": 256, "--batch_tokens": 2048, "--micro_batch": 8,
-                  "--warmup": 100, "--eval_interval": 500},
-        "rates": (1.5e-3, 3e-3, 6e-3, 1.2e-2),
-        "tuned_at": 1,
-        "tuned": ("CLM", "SLM, ratio 0.2", "random, ratio 0.2"),
-        "budgets": {"CLM": (1, 2), "SLM, ratio 0.2": (0.5, 1, 2), "random, ratio 0.2": (2,)},
-        "reference": (2, 3e-3),  # budget and rate
-        "answers": 500,  # held-out rows whose answers are the target
-    },
-    "pretrained": {  # two cores make 170 tokens a second of it, so there are few of everything
-        "depth": 30,
-        "shape": {"--block_size": 256, "--batch_tokens": 1024, "--micro_batch": 4,
-                  "--warmup": 5, "--eval_interval": 20, "--eval_windows": 32},
-        "rates": (1e-4, 3e-4, 1e-3),
-        "tuned_at": 0.015,
-        "tuned": ("CLM", "SLM, ratio 0.2"),  # random takes CLM's
-        "budgets": {"CLM": (0.015, 0.03), "SLM, ratio 0.2": (0.0075, 0.015, 0.03),
-                    "random, ratio 0.2": (0.03,)},
-        "reference": (0.03, 3e-4),
-        "answers": 40,
-    },
-}
-
-
-def real_corpora(start):
-    """(clean, noisy): real text in the tokenizer of a start. GSM8K rows and pages are held out."""
-    text = Run("real/text", "extras/paper/real_text.py", {"--source": TEXTS}, made="page.txt")
-    corpora = []
-    for name, held_out in (("clean", "target"), ("noisy", "web")):
-        flags = {"--text": (text, f"{name}.jsonl"), "--val": (text, f"{held_out}.jsonl")}
-        if start == "pretrained":
-            flags["--tokenizer"] = MODEL
-        corpora.append(Run(f"real/{start}-{name}", "data.py", flags, made="meta.json"))
-    return corpora
-
-
-def pretrained_base(seed):
-    """MODEL as a checkpoint."""
-    flags = {"import": MODEL, "--block_size": 256}
-    return Run("pretrained/base", "extras/huggingface/hf.py", flags, out="")
-
-
-def real_told(start):
-    """What train() is told of all runs of a start."""
-    clean, _ = real_corpora(start)
-    told = {"depth": REAL[start]["depth"], "shape": REAL[start]["shape"], "target": clean}
-    if start == "pretrained":
-        told["start"] = pretrained_base
-    return told
-
-
-def real_reference(start, seed):
-    clean, _ = real_corpora(start)
-    tokens, lr = REAL[start]["reference"]
-    return train(clean, tokens, lr, seed, **real_told(start))
-
-
-def real_student(plan, start, arm, tokens, seed, lr=None):
-    _, noisy = real_corpora(start)
-    told = {**real_told(start), **REAL_ARMS[arm]}
-    if lr is None:
-        tuned = arm if arm in REAL[start]["tuned"] else "CLM"
-        lr = plan.choose(real_tuning(plan, start, tuned), by="val_target")
-    if arm.startswith("SLM"):
-        told["ref"] = partial(real_reference, start)
-        if start == "pretrained":  # to score the whole corpus would take hours
-            told["patch"] = "online_reference"
-    return train(noisy, tokens, lr, seed, **told)
-
-
-def real_tuning(plan, start, arm):
-    tokens = REAL[start]["tuned_at"]
-    return {lr: real_student(plan, start, arm, tokens, 0, lr) for lr in REAL[start]["rates"]}
-
-
-def real(plan, start):
-    cells = {}
-    for arm, budgets in REAL[start]["budgets"].items():
-        for tokens in budgets:
-            cells[arm, tokens] = partial(real_student, plan, start, arm, tokens)
-    cells["the reference", REAL[start]["reference"][0]] = partial(real_reference, start)
-    if start == "pretrained":
-        cells["the model before", 0] = pretrained_base
-    return cells
-
-
 # ------------------------------------------------------------------------------ the list
 @dataclasses.dataclass
 class Experiment:
-    """cells: a function of a Plan, see above. needs: for you to put there.
-
-    seeds: how many are run; of a cell that another experiment has too, more may be shown.
+    """cells: a function of a Plan, see above.
 
     tuned: the arms whose rates must be chosen and the budget up to which; or a function of a Plan
     that returns what to choose from, {(row, remark): {rate: run}}.
@@ -513,8 +410,7 @@ class Experiment:
     title: str
     cells: Callable
     tuned: Callable | tuple
-    seeds: int = 3
-    needs: tuple = ()
+    seeds: tuple = SEEDS[:3]
 
     def tunings(self, plan):
         if callable(self.tuned):
@@ -525,38 +421,29 @@ class Experiment:
         """Its runs, in two lists: the rates of the second follow from the records of the first."""
         yield [run for runs in self.tunings(plan).values() for run in runs.values()]
         cells = self.cells(plan)
-        yield [make(seed) for seed in plan.seeds[:self.seeds] for make in cells.values()]
+        yield [make(seed) for seed in plan.seeds for make in cells.values()]
 
 
 def continued_tunings(plan):
     return {(arm, "at 1.5M"): continued_tuning(plan, arm) for arm in ("CLM", SLM)}
 
 
-def real_tunings(plan, start):
-    remark = f"at {REAL[start]['tuned_at']:g}M"
-    return {(arm, remark): real_tuning(plan, start, arm) for arm in REAL[start]["tuned"]}
-
-
 STUDIED = (("CLM", SLM), STUDY_TOKENS)
 EXPERIMENTS = {
-    "fig1": Experiment("Fig 1, Table 1: tokens to accuracy", fig1, (ARMS, 16), seeds=5),
-    "noise": Experiment("share and kind of noise, size", noise, (("CLM", SLM), 4)),
+    "fig1": Experiment("Fig 1, Table 1: tokens to accuracy", fig1, (ARMS, 16), SEEDS),
+    "noise": Experiment("share and kind of noise, size", noise, (("CLM", SLM), 4), EARLIER),
     "fig3": Experiment("Fig 3: four kinds of token by their loss", study, STUDIED),
     "fig6": Experiment("Fig 6: loss of selected and other tokens", study, STUDIED),
     "fig7": Experiment("Fig 7: loss against accuracy", study, STUDIED),
     "fig8": Experiment("Fig 8: what is selected when", study, STUDIED),
-    "fig9": Experiment("Fig 9: the ratio", fig9, (("CLM", SLM, RANDOM), 1.5)),
-    "tab34": Experiment("Tables 3 and 4: self-reference", tab34, (("CLM", SLM), 2)),
+    "fig9": Experiment("Fig 9: the ratio", fig9, (("CLM", SLM, RANDOM), 1.5), EARLIER),
+    "tab34": Experiment("Tables 3 and 4: self-reference", tab34, (("CLM", SLM), 2),
+                        EARLIER),
     "tab5": Experiment("Table 5: weak-to-strong", tab5, (("CLM", SLM), 1.5)),
-    "continual": Experiment("Fig 5: continual pretraining", continual, continued_tunings),
+    "continual": Experiment("Fig 5: continual pretraining", continual, continued_tunings, EARLIER),
     "tab2": Experiment("Table 2: fine-tuning afterwards", tab2, STUDIED),
-    "pages": Experiment("Figs 11-14: coloured pages", coloured_pages, STUDIED, seeds=1),
-    "open": Experiment("what the papers leave open", open_questions, ((SLM,), 1)),
-    "hurts": Experiment("when SLM hurts", hurts, (("CLM", SLM, RANDOM, OWN_LOSS), 2)),
-    "real": Experiment(
-        "real text, from scratch", partial(real, start="scratch"),
-        partial(real_tunings, start="scratch"), needs=(TEXTS,)),
-    "pretrained": Experiment(
-        "real text, from a pretrained model", partial(real, start="pretrained"),
-        partial(real_tunings, start="pretrained"), seeds=1, needs=(TEXTS, MODEL)),
+    "pages": Experiment("Figs 11-14: coloured pages", coloured_pages, STUDIED, SEEDS[:1]),
+    "open": Experiment("what the papers leave open", open_questions, ((SLM,), 1), EARLIER),
+    "hurts": Experiment("when SLM hurts", hurts, (("CLM", SLM, RANDOM, OWN_LOSS), 2),
+                        EARLIER),
 }

@@ -96,37 +96,33 @@ def curve(plan, cells, row, key):
     return columns, [plan.values(cells[row, column], key) for column in columns]
 
 
-def rates_table(plan, name, by="accuracy"):
+def rates_table(plan, name):
     """What every learning rate gave, and which one was chosen."""
     tunings = ex.EXPERIMENTS[name].tunings(plan)
     rates = sorted({lr for runs in tunings.values() for lr in runs})
     rows = []
     for row, runs in tunings.items():
         words = {lr: rate_words(plan.records[run.name]) for lr, run in runs.items()}
-        rows.append([*row, *(words.get(lr, "–") for lr in rates), f"{plan.choose(runs, by):g}"])
+        rows.append([*row, *(words.get(lr, "–") for lr in rates), f"{plan.choose(runs):g}"])
     return table(["", "", *(f"{lr:g}" for lr in rates), "chosen"], rows)
 
 
 def rate_words(record):
-    keys = [key for key in ("accuracy", "val_target") if record.get(key) is not None]
-    return ", ".join(MEASURES[key][1]([record[key]]) for key in keys)
+    return ", ".join(MEASURES[key][1]([record[key]]) for key in ("accuracy", "val_target"))
 
 
-def with_measure(lab, name, key, cells, compute, seeds=None):
+def with_measure(lab, name, key, cells, compute):
     """A plan whose records have under `key` what compute(lab, runs) says of cells' runs.
 
-    What it says as a dict has keys of its own. The plan is of these seeds, by default those of the
-    lab's plan.
+    What it says as a dict has keys of its own.
     """
-    if seeds is None:
-        seeds = lab.plan.seeds
     records = {name: dict(record) for name, record in lab.records.items()}
-    for seed in seeds:
+    for seed in lab.plan.seeds:
         runs = [make(seed) for make in cells.values()]
         values = measure.measured(lab, f"{name}-s{seed}", runs, compute)
         for run, value in zip(runs, values, strict=True):
             records[run.name] |= value if isinstance(value, dict) else {key: value}
-    return ex.Plan(records, seeds, lab.plan.rates)
+    return ex.Plan(records, lab.plan.seeds, lab.plan.rates)
 
 
 def crossing(budgets, values, level, falling=False):
@@ -200,16 +196,13 @@ def fig1(lab):
     plan = lab.plan
     cells = ex.fig1(plan)
     draw_fig1(lab, cells)
-    tables = {
+    return {
         "fig1-accuracy": by_column(plan, cells, "accuracy", "M"),
         "fig1-loss": by_column(plan, cells, "val_target", "M"),
         "fig1-factors": factors_table(plan, cells),
+        "fig1-end": end_table(lab, cells),
         "fig1-rates": rates_table(plan, "fig1"),
     }
-    seeds = seeds_of_today(lab, cells)
-    if seeds:
-        tables["fig1-end"] = end_table(lab, cells, seeds)
-    return tables
 
 
 def draw_fig1(lab, cells):
@@ -304,17 +297,11 @@ def factor_interval(budget, budgets, values, rivals, falling):
     return np.quantile(factors, (0.025, 0.975))
 
 
-def seeds_of_today(lab, cells):
-    """Those whose runs are all by the scripts as they are: the checkpoints of others are gone."""
-    return [seed for seed in lab.plan.seeds
-            if all("command" in lab.records[make(seed).name] for make in cells.values())]
-
-
-def end_table(lab, cells, seeds):
+def end_table(lab, cells):
     """The clean loss, that of the end of text alone, and that without it, with SLM's factors."""
     arms = ("CLM", ex.SLM, ex.SLM_5)
     cells = {(arm, tokens): cells[arm, tokens] for arm in arms for tokens in ex.ARMS[arm].budgets}
-    plan = with_measure(lab, "fig1-end", "end", cells, measure.end_losses, seeds)
+    plan = with_measure(lab, "fig1-end", "end", cells, measure.end_losses)
     all_budgets = sorted({tokens for _, tokens in cells})
     last = all_budgets[-1]
     rows = []
@@ -581,52 +568,9 @@ def open_questions(lab):
 
 
 def pages(lab):
-    coloured_pages.write(lab, [make(0) for make in ex.coloured_pages(lab.plan).values()])
+    [seed] = lab.plan.seeds
+    coloured_pages.write(lab, [make(seed) for make in ex.coloured_pages(lab.plan).values()])
     return {}
-
-
-def real(lab, name="real", start="scratch"):
-    cells = ex.real(lab.plan, start)
-    compute = partial(measure.answer_losses, start=start)
-    seeds = lab.plan.seeds[:ex.EXPERIMENTS[name].seeds]
-    plan = with_measure(lab, f"answers-{start}", "answers", cells, compute, seeds)
-    students = {cell: make for cell, make in cells.items() if cell[0] in ex.REAL_ARMS}
-    draw_real(lab, start, plan, students)
-    return {
-        f"{start}-answers": by_column(plan, cells, "answers", "M"),
-        f"{start}-rows": by_column(plan, students, "val_target", "M"),
-        f"{start}-web": by_column(plan, students, "val_train", "M"),
-        f"{start}-rates": rates_table(plan, name, by="val_target"),
-        f"{start}-kinds": kinds_table(lab, start, students, seeds),
-    }
-
-
-def draw_real(lab, start, plan, students):
-    fig, axes = new_figure(lab, 2)
-    shown = (("answers", "GSM8K answers"), ("val_train", "web pages"))
-    for ax, (key, text) in zip(axes, shown, strict=True):
-        for arm, like in zip(ex.REAL_ARMS, ("CLM", ex.SLM, ex.RANDOM), strict=True):
-            draw_line(ax, *curve(plan, students, arm, key), arm, STYLE[like])
-        log_axis(ax, "x", sorted({tokens for _, tokens in students}))
-        ax.set_xlabel("tokens read by the student, millions")
-        ax.set_ylabel(f"loss on held-out {text}, nats a token")
-    reference = mean(plan.values(partial(ex.real_reference, start), "answers"))
-    axes[0].axhline(reference, color="black", linestyle=":", linewidth=1.2, label="reference alone")
-    axes[0].legend()
-    save(lab, fig, f"real_{start}")
-
-
-def kinds_table(lab, start, students, seeds):
-    """What SLM selects at the end, from a pool of which a fifth is worked problems."""
-    most = max(tokens for arm, tokens in students if arm == "SLM, ratio 0.2")
-    found = []
-    for seed in seeds:
-        runs = [students["SLM, ratio 0.2", most](seed), ex.real_reference(start, seed)]
-        compute = partial(measure.selected_kinds, start=start)
-        found.append(measure.measured(lab, f"kinds-{start}-s{seed}", runs, compute))
-    rows = [["tokens of worked problems", percent([of_rows for of_rows, _ in found])],
-            ["tokens of pages", percent([of_pages for _, of_pages in found])]]
-    return table(["", "selected"], rows)
 
 
 SECTIONS = {  # those that are not here are plain
@@ -644,8 +588,6 @@ SECTIONS = {  # those that are not here are plain
     "open": open_questions,
     "hurts": partial(plain, name="hurts",
                      keys=("accuracy", "val_target", "val_train", "precision")),
-    "real": real,
-    "pretrained": partial(real, name="pretrained", start="pretrained"),
 }
 
 

@@ -26,7 +26,7 @@ ROOT = HERE.parents[1]
 sys.path.append(str(HERE.parent))
 
 import processes  # noqa: E402 (the path first)
-from experiments import EXPERIMENTS, RATES, Plan, Run  # noqa: E402
+from experiments import EXPERIMENTS, RATES, TUNING_SEED, Plan, Run  # noqa: E402
 
 # What a quick run has in place of its own flags: it shows that everything works, and nothing else.
 QUICK = {"--depth": 1, "--block_size": 64, "--batch_tokens": 256, "--micro_batch": 4, "--warmup": 4,
@@ -62,8 +62,10 @@ class Lab:
 
     def turn_to(self, name):
         """Make self.plan that of an experiment."""
-        seeds = self.seeds or max(3, EXPERIMENTS[name].seeds)
-        self.plan = Plan(self.records, range(seeds), RATES[2:3] if self.quick else RATES)
+        if self.quick:
+            self.plan = Plan(self.records, [TUNING_SEED], RATES[2:3])
+        else:
+            self.plan = Plan(self.records, EXPERIMENTS[name].seeds[:self.seeds], RATES)
 
     # -------------------------------------------------------------------------- commands
     def path(self, value):
@@ -90,9 +92,7 @@ class Lab:
         words = [script]
         for flag, value in flags.items():
             words += [flag, self.path(value)]
-        if run.out:
-            words.append(run.out)
-        return [*words, self.path(run)]
+        return [*words, "--out", self.path(run)]
 
     def command(self, run):
         """The command as one would type it in the project's root."""
@@ -269,8 +269,6 @@ def parse_args(argv=None):
     flag("--jobs", type=int, help="runs side by side (default: one a core on a CPU, else 1)")
     args = parser.parse_args(argv)
     args.jobs = args.jobs or (os.cpu_count() if args.device == "cpu" else 1)
-    if args.quick:
-        args.seeds = 1
     if not args.names and not args.list:
         parser.error("name an experiment, or all, or give --list")
     if args.again and args.draw:
@@ -308,11 +306,7 @@ def all_runs(lab, name):
 
 
 def run_experiment(lab, name):
-    """Run what is missing of it, unless it needs what is for you to put there."""
-    lacking = [path for path in EXPERIMENTS[name].needs if not Path(path).exists()]
-    if lacking and not all(map(lab.is_done, all_runs(lab, name))):
-        print(f"{name} is left out: there is no {' and no '.join(lacking)}, see README.md.")
-        return
+    """Run what is missing of it."""
     lab.turn_to(name)
     for stage in EXPERIMENTS[name].stages(lab.plan):
         lab.run(stage)

@@ -212,51 +212,12 @@ def new_problems(lab, runs):
     return [common.accuracy(model, problems, enc) for model in models]
 
 
-def answer_losses(lab, runs, start):
-    """The mean loss of each run on the answers of held-out rows: the tokens after "Answer:"."""
-    folder = lab.path(ex.real_corpora(start)[0])
-    rows = 20 if lab.quick else ex.REAL[start]["answers"]
-    return [answer_loss(common.load_model(lab.path(run)), folder, rows) for run in runs]
-
-
-@torch.no_grad()
-def answer_loss(model, folder, rows):
-    """Each row is by itself, and cut to the model's window."""
-    T = model.config.block_size
-    enc = tokenizer_of(read_meta(folder)["tokenizer"], folder)
-    losses = []
-    for ids in held_out_documents(folder, enc)[:rows]:
-        question, _, answer = enc.decode(ids.tolist()).partition("\nAnswer:")
-        answer = enc.encode_ordinary(answer)[:T // 2]
-        prompt = enc.encode_ordinary(f"{question}\nAnswer:")[-(T + 1 - len(answer)):]
-        row = torch.tensor([prompt + answer])
-        losses += model(row[:, :-1], row[:, 1:])[0, len(prompt) - 1:].tolist()
-    return sum(losses) / len(losses)
-
-
 def held_out_documents(folder, enc):
     """The token ids of each held-out document of a corpus, without end-of-text."""
     ids = np.fromfile(Path(folder) / "val.bin", dtype=read_meta(folder)["dtype"])
     ends = np.flatnonzero(ids == enc.eot_token)
     begins = [0, *(ends + 1)]
     return [ids[begin:end] for begin, end in zip(begins, ends, strict=False)]
-
-
-def selected_kinds(lab, runs, start):
-    """[share of the tokens of problems, share of the tokens of pages] that a student selects.
-
-    From one pool of held-out windows, a fifth of which are problems. runs: it and its reference.
-    """
-    losses = []
-    for run in runs:
-        model = common.load_model(lab.path(run))
-        of_run = []
-        for made, n in zip(ex.real_corpora(start), (8, 32), strict=True):
-            windows = Windows(lab.path(made), model.config.block_size, split="val")
-            of_run.append(losses_of(model, windows, spread_out(windows, n)))
-        losses.append(np.concatenate(of_run))
-    selected = select(*losses, ex.REAL_ARMS["SLM, ratio 0.2"]["ratio"], pool=40)
-    return [selected[:8].mean(), selected[8:].mean()]
 
 
 # ------------------------------------------------------------------------------ operations
