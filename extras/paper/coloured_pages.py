@@ -49,7 +49,7 @@ def write(lab, runs):
     folder = lab.path(WEB)
     enc = tokenizer_of(read_meta(folder)["tokenizer"], folder)
     all_kinds = np.fromfile(Path(folder) / "val.kind.bin", dtype=np.uint8)
-    documents = measure.held_out_documents(folder, enc)
+    documents = held_out_documents(folder, enc)
     clm, slm, ref, start = runs
     clm = measure.snapshots(lab, clm)
     slm = measure.snapshots(lab, slm)
@@ -74,6 +74,14 @@ def write(lab, runs):
             colours = [None, *(SELECTED_COLOUR if chosen else None for chosen in selected)]
             parts.append(paint(f"selected by SLM at {percent} % of training", tokens, colours, enc))
     file.write_text("\n".join([*parts, "</html>\n"]), encoding="utf-8")
+
+
+def held_out_documents(folder, enc):
+    """The token ids of each held-out document of a corpus, without end-of-text."""
+    ids = np.fromfile(Path(folder) / "val.bin", dtype=read_meta(folder)["dtype"])
+    ends = np.flatnonzero(ids == enc.eot_token)
+    begins = [0, *(ends + 1)]
+    return [ids[begin:end] for begin, end in zip(begins, ends, strict=False)]
 
 
 @torch.no_grad()

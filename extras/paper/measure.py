@@ -212,14 +212,6 @@ def new_problems(lab, runs):
     return [common.accuracy(model, problems, enc) for model in models]
 
 
-def held_out_documents(folder, enc):
-    """The token ids of each held-out document of a corpus, without end-of-text."""
-    ids = np.fromfile(Path(folder) / "val.bin", dtype=read_meta(folder)["dtype"])
-    ends = np.flatnonzero(ids == enc.eot_token)
-    begins = [0, *(ends + 1)]
-    return [ids[begin:end] for begin, end in zip(begins, ends, strict=False)]
-
-
 # ------------------------------------------------------------------------------ operations
 def operations(arm, tokens, counted=False):
     """Floating-point operations that an arm needs for `tokens` (millions), forward and backward.
