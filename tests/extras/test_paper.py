@@ -131,6 +131,21 @@ def test_drawing_from_records_changes_no_number(paper, results, tmp_path):
     assert drawn == {file.name for file in (FOLDER / "results").iterdir()}
 
 
+def test_what_is_drawn_from_checkpoints(paper, corpus, run, tmp_path):
+    """The figures that a clone's records are not enough for, here with one tiny run for all."""
+    lab = new_lab(paper, tmp_path, tmp_path / "results", seeds=1, quick=True)
+    run("ref", tmp_path / "trained", "--snapshots", "10")
+    for needed in paper.lab.all_runs(lab, "pages"):
+        lab.records[needed.name] = {"command": lab.command(needed), "accuracy": 0, "val_target": 1}
+        folder = Path(lab.path(needed))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.symlink_to(tmp_path / "trained" if needed.trains else corpus)
+    names = ["fig3", "fig6", "fig7", "fig8", "pages"]
+    assert paper.figures.draw(lab, names, tmp_path / "RESULTS.md") == {}
+    page = (tmp_path / "results/pages.html").read_text()
+    assert page.count("<h2>") == 3 and page.count("selected by SLM") == 12
+
+
 def test_only_what_is_between_the_marks_is_replaced(paper, tmp_path):
     document = tmp_path / "doc.md"
     text = ("a\n<!-- table: t -->\n| old |\n<!-- end -->\nb\n"
