@@ -48,11 +48,6 @@ class Run:
         key = json.dumps(self.arm.key, sort_keys=True)
         return f"{key} {self.tokens} {self.rate:g} {self.seed}"
 
-    @property
-    def folder(self):
-        """Its folder's name."""
-        return hashlib.sha256(self.id.encode()).hexdigest()[:12]
-
 
 class Bench:
     """A folder for runs and a file of records. ValueError if a run fails."""
@@ -102,18 +97,56 @@ class Bench:
         return [Run(arm, tokens, self.rate(arm), seed) for seed in self.setting.seeds]
 
     def next_run(self, queue):
-        """The first run of the queue, (arm, budget) each, that has no record and is not running.
+        """The first run of the queue, (arm, budget) each, that has no record and can start now.
 
-        The budget can be arms.TUNING, for the runs that choose the rate.
+        What it needs comes before it. The budget can be arms.TUNING, for the runs that choose the
+        rate. None if there is no such run, or all wait for one that is running.
         """
         busy = {run.id for run in self.running}
         for arm, tokens in queue:
             if tokens != arms.TUNING and any(run.id in busy for run in self.tuning(arm)):
                 continue  # its rate is about to be known
             for run in self.wanted(arm, tokens):
-                if run.id not in self.records and run.id not in busy:
+                if run.id in self.records or run.id in busy:
+                    continue
+                missing = [need for need in self.needs(run) if not self.is_there(need)]
+                if not missing:
                     return run
+                for need in missing:
+                    if need.id not in busy:
+                        return need
         return None
+
+    def needs(self, run):
+        """The runs whose checkpoints a run reads."""
+        arm = run.arm
+        needs = []
+        if arm.asks_reference or arm.patch or arm.start == "ref":
+            needs.append(self.reference(run.seed))
+        if arm.second == "web" or arm.start == "web":
+            needs.append(self.web_model(run.seed))
+        if arm.second == "start":
+            needs.append(self.first_weights(run.seed))
+        return needs
+
+    def reference(self, seed):
+        """The reference of a seed."""
+        return Run(REFERENCE, self.setting.ref_tokens, self.setting.ref_rate, seed)
+
+    def web_model(self, seed):
+        """A model of the noisy text, of another seed than the student's."""
+        return Run(WEB_REFERENCE, self.setting.ref_tokens, self.setting.ref_rate, 1000 + seed)
+
+    def first_weights(self, seed):
+        """The weights that the student of a seed begins with: one step at learning rate 0."""
+        return Run(START, self.setting.batch, 0.0, seed, whole=False)
+
+    def folder(self, run):
+        return self.work / "runs" / hashlib.sha256(run.id.encode()).hexdigest()[:12]
+
+    def is_there(self, run):
+        """Whether it has a record, and its checkpoint is still there."""
+        return run.id in self.records and (self.folder(run) / "ckpt.pt").exists()
 
     def of(self, arm, tokens):
         """The records of an arm's seeds at a budget, those that there are."""
@@ -132,28 +165,20 @@ class Bench:
                     self.start(run)
                 if not self.running:
                     return
-                self.finish_one(self.running)
+                self.finish_one()
         finally:
             processes.end(self.running.values())
             self.running.clear()
 
-    def finish_one(self, runs):
-        """Wait for the first of some runs that ends, and finish it."""
+    def finish_one(self):
+        """Wait for the first run that ends, and finish it."""
         while True:
-            for run in runs:
-                if self.running[run].poll() is not None:
-                    process = self.running.pop(run)
+            for run, process in self.running.items():
+                if process.poll() is not None:
+                    del self.running[run]
                     self.finish(run, process.returncode)
                     return
             time.sleep(0.1)
-
-    def do(self, run):
-        """Run one now, if it has no record or its checkpoint is gone; returns its folder."""
-        folder = self.work / "runs" / run.folder
-        if run.id not in self.records or not (folder / "ckpt.pt").exists():
-            self.start(run)
-            self.finish_one([run])
-        return folder
 
     def corpus(self, name):
         """The folder of a corpus; it is made if it is not there."""
@@ -163,20 +188,6 @@ class Bench:
             subprocess.run([sys.executable, str(ROOT / "data.py"), *flags, "--out", str(folder)],
                            check=True)
         return folder
-
-    def reference(self, seed):
-        """The folder of the reference of a seed."""
-        return self.do(Run(REFERENCE, self.setting.ref_tokens, self.setting.ref_rate, seed))
-
-    def web_model(self, seed):
-        """The folder of a model of the noisy text, of another seed than the student's."""
-        setting = self.setting
-        return self.do(Run(WEB_REFERENCE, setting.ref_tokens, setting.ref_rate, 1000 + seed))
-
-    def first_weights(self, seed):
-        """The folder of the weights that the student of a seed begins with."""
-        one_step_at_rate_0 = Run(START, self.setting.batch, 0.0, seed, whole=False)
-        return self.do(one_step_at_rate_0)
 
     def code(self, arm):
         """The folder of the core that an arm runs: a copy, if it is patched."""
@@ -189,7 +200,7 @@ class Bench:
         return folder
 
     def spec(self, run):
-        """What measure.py is told, see there. Trains the references that it needs, if need be."""
+        """What measure.py is told, see there."""
         arm = run.arm
         plain = self.corpus("plain")
         if arm.corpus == "clean":
@@ -206,29 +217,29 @@ class Bench:
             script = "train_slm.py"
             flags |= self.selection_flags(arm, run.seed, (code / script).read_text())
         if arm.start == "ref":
-            flags["--init_from"] = str(self.reference(run.seed))
+            flags["--init_from"] = str(self.folder(self.reference(run.seed)))
         if arm.start == "web":
-            flags["--init_from"] = str(self.web_model(run.seed))
+            flags["--init_from"] = str(self.folder(self.web_model(run.seed)))
         flags |= {"--snapshots": probes, "--data": str(corpus), "--target": str(plain / "ref"),
-                  "--out": str(self.work / "runs" / run.folder)}
+                  "--out": str(self.folder(run))}
         return {"code": str(code), "script": script, "flags": flags, "web": str(plain / "web"),
                 "expressions": arm.expressions, "whole": run.whole,
                 "setting": dataclasses.asdict(self.setting),
-                "record": str(self.work / "runs" / f"{run.folder}.json")}
+                "record": f"{self.folder(run)}.json"}
 
     def selection_flags(self, arm, seed, script):
         """The flags of train_slm.py that make the selection; `script` is its text, patched."""
         flags = {}
         if arm.asks_reference or arm.patch:
-            flags["--ref"] = str(self.reference(seed))
+            flags["--ref"] = str(self.folder(self.reference(seed)))
         if arm.score or arm.weight:
             flags["--score"] = "expression"
         if arm.distil:
             flags["--distil"] = "distil"
         if arm.second == "web":
-            flags["--second"] = str(self.web_model(seed))
+            flags["--second"] = str(self.folder(self.web_model(seed)))
         if arm.second == "start":
-            flags["--second"] = str(self.first_weights(seed))
+            flags["--second"] = str(self.folder(self.first_weights(seed)))
         # A patch may have taken one of these flags away.
         told = {"--ratio": arm.ratio, "--divide": arm.divide, "--memory": arm.memory}
         return flags | {flag: value for flag, value in told.items() if f'"{flag}"' in script}
@@ -236,7 +247,7 @@ class Bench:
     def start(self, run):
         """Start the process of a run. What it says goes to a text file beside its folder."""
         spec = self.spec(run)
-        base = self.work / "runs" / run.folder
+        base = self.folder(run)
         base.parent.mkdir(parents=True, exist_ok=True)
         Path(f"{base}.spec.json").write_text(json.dumps(spec))
         words = [sys.executable, str(HERE / "measure.py"), f"{base}.spec.json"]
@@ -248,7 +259,7 @@ class Bench:
 
     def finish(self, run, status):
         """Write the record of a run that has ended. ValueError if it has failed."""
-        base = self.work / "runs" / run.folder
+        base = self.folder(run)
         if status:
             said = Path(f"{base}.txt").read_text().strip().splitlines() or ["nothing"]
             raise ValueError(f"The run of {run.arm.name!r} failed and said: {said[-1]}")
@@ -281,8 +292,8 @@ def parse_args(argv=None):
          help="what the cross-entropy to the reference's prediction counts, beside --weight")
     flag("--patch", default="", metavar="FILE", help="a fork of train_slm.py, see extras/forks")
     flag("--ratio", type=float, help="of --score and of --patch (default 0.2)")
-    flag("--memory", type=float, default=0.95, help="of the student's average, t.old_loss")
-    flag("--second", choices=("web", "start"), default="web", help="behind t.second_loss")
+    flag("--memory", type=float, help="of the student's average, t.old_loss (default 0.95)")
+    flag("--second", choices=("web", "start"), help="behind t.second_loss (default web)")
     flag("--rates", type=float, nargs="+", default=arms.RATES, help="learning rates to choose from")
     flag("--only", nargs="+", metavar="ARM", help="of table: the names of arms of arms.py")
     flag("--jobs", type=int, default=os.cpu_count(), help="runs at a time (default: one a core)")
@@ -293,6 +304,17 @@ def parse_args(argv=None):
             i = words.index(name)
             words[i:i + 2] = [f"{name}={words[i + 1]}"]
     args = parser.parse_args(words)
+    check_flags(parser, args)
+    args.ratio = 0.2 if args.ratio is None else args.ratio
+    if not 0 < args.ratio <= 1:
+        parser.error("--ratio must be above 0 and at most 1")
+    if args.memory is not None and not 0 < args.memory < 1:
+        parser.error("--memory must be above 0 and below 1")
+    return args
+
+
+def check_flags(parser, args):
+    """One thing to do, and no flag that would do nothing."""
     methods = [name for name in ("score", "weight", "patch") if getattr(args, name)]
     if bool(args.what) == bool(methods):
         parser.error("give table, draw, or one of --score, --weight, --patch")
@@ -304,10 +326,10 @@ def parse_args(argv=None):
         parser.error("--distil counts beside --weight: give that too, 0 for distillation alone")
     if args.only and args.what != "table":
         parser.error("--only is of table")
-    args.ratio = 0.2 if args.ratio is None else args.ratio
-    if not 0 < args.ratio <= 1:
-        parser.error("--ratio must be above 0 and at most 1")
-    return args
+    expressions = args.score + args.weight + args.distil
+    for name, column in (("memory", "t.old_loss"), ("second", "t.second_loss")):
+        if getattr(args, name) is not None and column not in expressions:
+            parser.error(f"--{name} is of {column}, which is in no expression here")
 
 
 def yours(args):
@@ -316,11 +338,12 @@ def yours(args):
         arms.check(name, getattr(args, name))
     if args.patch and not Path(args.patch).is_file():
         raise ValueError(f"There is no patch {args.patch}.")
-    text = args.score + args.weight + args.distil
+    expressions = args.score + args.weight + args.distil
+    memory = (args.memory or 0.95) if "t.old_loss" in expressions else 0.0
+    second = (args.second or "web") if "t.second_loss" in expressions else ""
     arm = Arm(
-        "yours", args.score, args.weight, args.distil, ratio=args.ratio, patch=args.patch,
-        memory=args.memory * ("old_loss" in text), rates=tuple(args.rates),
-        second=args.second if "second_loss" in text else "")
+        "yours", args.score, args.weight, args.distil, ratio=args.ratio, memory=memory,
+        second=second, patch=args.patch, rates=tuple(args.rates))
     with tempfile.TemporaryDirectory() as folder:
         processes.make_fork(arm.patches, Path(folder) / "core")
     return arm

@@ -58,6 +58,9 @@ def new_bench(bed, folder, setting=None):
             with open(self.file, "a") as f:
                 f.write(json.dumps(record) + "\n")
 
+        def is_there(self, run):
+            return run.id in self.records
+
     Fake.started = []
     return Fake(folder / "work", folder / "results", setting or bed.arms.Setting(), jobs=3)
 
@@ -66,10 +69,13 @@ def test_the_queue_takes_the_best_rate_and_skips_what_is_recorded(bed, tmp_path)
     queue = [(arm, budget) for arm in bed.arms.ARMS[:2] for budget in (0, 750_000)]
     bench = new_bench(bed, tmp_path)
     bench.work_off(queue)
-    assert len(bench.started) == 2 * (2 * 2 + 5)
+    references = [run for run in bench.started if run.arm == bed.run.REFERENCE]
+    students = [run for run in bench.started if run not in references]
+    assert len(references) == 2 + 5
+    assert len(students) == 2 * (2 * 2 + 5)
     assert len({run.id for run in bench.started}) == len(bench.started)
     # Three at a time, and still none is run before its rate is known, which is 1.2e-2 here.
-    final = [run for run in bench.started if run.whole]
+    final = [run for run in students if run.whole]
     assert [run.rate for run in final] == 10 * [1.2e-2]
     assert {run.seed for run in final}.isdisjoint(bench.setting.tuning_seeds)
     assert all(record["rate"] == 1.2e-2 for record in bench.of(bed.arms.ARMS[0], 750_000))
@@ -80,6 +86,19 @@ def test_the_queue_takes_the_best_rate_and_skips_what_is_recorded(bed, tmp_path)
     again.work_off(queue)
     assert len(again.started) == 3
     assert new_bench(bed, tmp_path).next_run(queue) is None
+
+
+def test_a_student_waits_for_its_reference_and_others_go_on(bed, tmp_path):
+    slm = bed.arms.ARMS[1]
+    bench = new_bench(bed, tmp_path)
+    queue = [(slm, bed.arms.TUNING)]
+    for seed in bench.setting.tuning_seeds:
+        run = bench.next_run(queue)
+        assert run == bench.reference(seed)
+        bench.start(run)
+    assert bench.next_run(queue) is None
+    bench.finish_one()
+    assert bench.next_run(queue) == bench.tuning(slm)[0]
 
 
 def test_a_changed_expression_is_another_run(bed):
@@ -114,6 +133,7 @@ def test_a_bad_method_is_one_sentence_before_any_training(bed, flags, words, mon
 @pytest.mark.parametrize("flags", [
     ["--weight", "1", "--ratio", "0.4"], ["--score", "t.loss", "--weight", "1"], ["draw", "--only",
     "CLM"], ["--score", "t.loss", "--distil", "1"], [], ["table", "--score", "t.loss"],
+    ["--score", "t.loss", "--memory", "0.9"], ["--score", "t.loss", "--second", "start"],
 ])
 def test_flags_that_would_do_nothing_are_refused(bed, flags):
     with pytest.raises(SystemExit):
@@ -246,13 +266,15 @@ def test_the_end_of_text_is_no_part_of_the_answers(bed):
     assert bed.measure.answer_losses(Knows(), problems) == (1, 10)
 
 
-def test_a_later_student_begins_as_a_model_of_the_noisy_text(bed, corpus, tmp_path, monkeypatch):
+def test_a_later_student_begins_as_a_model_of_the_noisy_text(bed, corpus, tmp_path):
     shutil.copytree(corpus, tmp_path / "work/corpus/plain")
     bench = bed.run.Bench(tmp_path / "work", tmp_path / "results", bed.arms.QUICK)
-    monkeypatch.setattr(bench, "do", lambda run: f"{run.arm.name} {run.seed}")
     arm = next(arm for arm in bed.arms.LATER if arm.second)
-    flags = bench.spec(bed.run.Run(arm, 4096, 6e-3, 3))["flags"]
-    assert flags["--init_from"] == flags["--second"] == "a reference of the noisy text 1003"
+    run = bed.run.Run(arm, 4096, 6e-3, 3)
+    model = bench.web_model(3)
+    assert model.seed == 1003 and bench.needs(run) == [model]
+    flags = bench.spec(run)["flags"]
+    assert flags["--init_from"] == flags["--second"] == str(bench.folder(model))
 
 
 def test_tokens_to_a_level_by_straight_lines(bed):
@@ -307,8 +329,7 @@ def test_a_run_is_measured_and_drawn(bed, corpus, tmp_path, capsys):
     assert record["curve"][-1] == record["answers"] != record["end"]
     assert all(share == pytest.approx(0.2, abs=0.01) for share in record["kept_all"])
     assert 0 < record["overlap"][0] < 1
-    ref = bench.reference(0)  # it is there
-    ckpt = common.load_checkpoint(ref)
+    ckpt = common.load_checkpoint(bench.folder(bench.reference(0)))
     updates = ckpt["optimizer"]["state"][0]["step"].item()
     assert updates == setting.ref_tokens // setting.batch
     assert ckpt["step"] == updates + setting.probes * bed.arms.PROBE_STEPS
