@@ -39,7 +39,7 @@ def add_flags(parser, out):
     flag("--eval_interval", type=int, default=200, help="steps between evaluations and checkpoints")
     flag("--eval_windows", type=int, default=128, help="held-out windows in an evaluation")
     flag("--problems", type=int, default=512,
-         help="held-out problems to answer at the end; in passing it is 64")
+         help="held-out problems to answer after the last step; before, 64")
     flag("--snapshots", type=int, default=0, help="checkpoints to keep for good, evenly spaced")
     flag("--device", default="auto", help="cuda, mps or cpu; auto is the first that is there")
     flag("--dtype", choices=("auto", "float32", "bfloat16"), default="auto",

@@ -31,6 +31,7 @@ from tqdm import tqdm
 import files
 
 # The kinds of text that a token can be in. A wrong solution is math up to its first wrong number.
+# The token that ends a text is boilerplate.
 KINDS = ("math", "wrong", "prose", "boilerplate", "junk")
 
 

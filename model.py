@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-HEAD_ROWS = 1024  # tokens whose logits are made at a time; without a gradient only theirs are held
+HEAD_ROWS = 1024  # logits are made for so many tokens at a time, and freed if there is no gradient
 
 
 @dataclasses.dataclass
@@ -80,7 +80,8 @@ class KVCache:
         if self.length:
             k = torch.cat((self.k, k), dim=2)
             v = torch.cat((self.v, v), dim=2)
-        self.k, self.v, self.length = k, v, k.shape[2]
+        self.k, self.v = k, v
+        self.length = k.shape[2]
         return k, v
 
 
@@ -108,7 +109,7 @@ class Attention(nn.Module):
             k, v = cache.append(k, v)  # (B, n_kv_head, past + T, D)
         # No selection comes here: a token whose loss is dropped stays in the others' context.
         mask = None
-        if past and T > 1:  # not in training: several tokens after a cache see it, and those before
+        if past and T > 1:  # several tokens after a cache; never so in training or in generate
             mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0,
                                            enable_gqa=self.grouped)

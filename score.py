@@ -20,7 +20,7 @@ import files
 from data import KINDS
 
 MATH = KINDS.index("math")
-HEADER = 128  # bytes of a .npy file before its numbers
+HEADER = 128  # bytes that numpy puts before the numbers in a file of ours
 
 # The tokens of highest score are trained on. To try a score of your own, add a line: --score NAME.
 SCORES = {
@@ -56,11 +56,12 @@ def select_topk(score, ratio, valid=None):
         raise ValueError(f"A score has one number a token, (N,), not {tuple(score.shape)}.")
     if not 0 < ratio <= 1:
         raise ValueError(f"The ratio must be above 0 and at most 1, not {ratio}.")
-    indices = torch.arange(len(score), device=score.device)
+    candidates = torch.arange(len(score), device=score.device)
     if valid is not None:
-        indices = indices[valid]
-    k = math.ceil(Fraction(str(ratio)) * len(indices))  # in decimals: as floats, 0.55 * 100 > 55
-    return indices[score[indices].topk(k).indices].sort().values
+        candidates = candidates[valid]
+    k = math.ceil(Fraction(str(ratio)) * len(candidates))  # exact: as floats, 0.55 * 100 > 55
+    best = score[candidates].topk(k).indices
+    return candidates[best].sort().values
 
 
 class Tokens:
@@ -101,7 +102,11 @@ class Tokens:
         return common.mover(str(self.loss.device))(values.flatten())
 
     def metrics(self, selected, score):
-        """What the log says of a selection (k,) by score (N,): {name: (sum, count)}, for Means."""
+        """What the log says of a selection (k,) by score (N,): {name: (sum, count)}, for Means.
+
+        share_X: how much of kind X is selected. precision: how much of the selected is math;
+        recall: how much of the math is selected.
+        """
         n = len(self.loss)
         k = len(selected)
         loss_of_all = self.loss.sum()
@@ -128,7 +133,7 @@ class Reference:
     The file holds float32 (windows, T) and lies in the reference's folder, under per_token/. It is
     named by what it was made from, the checkpoint, the corpus, the window size and the precision,
     so that another corpus or checkpoint never reads it; beside it is its sha256, so that a damaged
-    one is made again. (If you edit model.py, delete it.)
+    one is made again. (If you edit model.py, delete per_token/.)
     """
     def __init__(self, path, windows, device, bf16, compiled=False, batch=32):
         self.path = common.ckpt_path(path)

@@ -113,7 +113,9 @@ clock = time.perf_counter()
 bar = tqdm(total=steps, initial=start, desc=args.out, unit="step", mininterval=1, disable=rank > 0)
 for step in range(start, steps):
     # The learning rate rises over the warm-up, then falls to 0 at the end.
-    lr = args.lr * min((step + 1) / args.warmup, (steps - step) / max(1, steps - args.warmup))
+    rise = (step + 1) / args.warmup
+    fall = (steps - step) / max(1, steps - args.warmup)
+    lr = args.lr * min(rise, fall)
     for group in optimizer.param_groups:
         group["lr"] = lr
 

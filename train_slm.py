@@ -91,8 +91,9 @@ if compiled:
     trunk = torch.compile(trunk, dynamic=False)
     token_losses = torch.compile(token_losses, dynamic=False)
 
-# SLM 2/4: the reference. If the score uses it, it reads the whole corpus once, here, and its losses
-# are kept in a file.
+# SLM 2/4: the reference. The first score that asks for its losses makes it read the whole corpus,
+# once; they are kept in a file. A trial on one micro-batch makes that happen here, and whatever is
+# wrong with the score come out, before the first step.
 reference = Reference(args.ref, train, device, bf16, compiled, args.micro_batch)
 prepare_score(args.score, reference, trunk, token_losses, args.micro_batch)
 
@@ -125,7 +126,9 @@ clock = time.perf_counter()
 bar = tqdm(total=steps, initial=start, desc=args.out, unit="step", mininterval=1, disable=rank > 0)
 for step in range(start, steps):
     # The learning rate rises over the warm-up, then falls to 0 at the end.
-    lr = args.lr * min((step + 1) / args.warmup, (steps - step) / max(1, steps - args.warmup))
+    rise = (step + 1) / args.warmup
+    fall = (steps - step) / max(1, steps - args.warmup)
+    lr = args.lr * min(rise, fall)
     for group in optimizer.param_groups:
         group["lr"] = lr
 
@@ -135,7 +138,8 @@ for step in range(start, steps):
         x = move(x)
         y = move(y).flatten()  # (N,): the tokens of a micro-batch are one list
         h = trunk(x).flatten(0, 1)  # (N, C)
-        # SLM 3/4: score all tokens, select the best. (h is detached for torch.compile alone.)
+        # SLM 3/4: score all tokens, select the best. (Without a gradient h need not be detached;
+        # it is so that torch.compile takes the graph that evaluation has.)
         with torch.no_grad():
             loss = token_losses(h.detach(), y)  # (N,): L_theta = -log P(y_i | what comes before)
         t = Tokens(loss, train, batches[m], reference, seed=(args.seed, step, m))
