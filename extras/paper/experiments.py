@@ -431,7 +431,7 @@ def continued_tunings(plan):
 STUDIED = (("CLM", SLM), STUDY_TOKENS)
 EXPERIMENTS = {
     "fig1": Experiment("Fig 1, Table 1: tokens to accuracy", fig1, (ARMS, 16), SEEDS),
-    "noise": Experiment("share and kind of noise, size", noise, (("CLM", SLM), 4), EARLIER),
+    "noise": Experiment("share and kind of noise, size", noise, (("CLM", SLM), 4)),
     "fig3": Experiment("Fig 3: four kinds of token by their loss", study, STUDIED),
     "fig6": Experiment("Fig 6: loss of selected and other tokens", study, STUDIED),
     "fig7": Experiment("Fig 7: loss against accuracy", study, STUDIED),
