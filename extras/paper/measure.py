@@ -217,8 +217,8 @@ def operations(arm, tokens, counted=False):
     """Floating-point operations that an arm needs for `tokens` (millions), forward and backward.
 
     2 operations for each weight and token forward and 4 backward, and the whole attention matrices.
-    The head goes forward for all tokens and backward for the selected. counted: with the training
-    of the reference, if the arm has one, and its scoring of what the student reads.
+    In SLM the head goes forward for all tokens, and forward and backward for the selected. counted:
+    with the training of the reference, if the arm has one, and its scoring of what is read.
     """
     config = GPTConfig.from_depth(ex.DEPTH, vocab_size=1024)
     C = config.n_embd
@@ -226,7 +226,8 @@ def operations(arm, tokens, counted=False):
     trunk = config.n_layer * (2 * weights + 4 * config.block_size * C)
     head = 2 * C * config.vocab_size
     ratio = ex.ARMS[arm].told.get("ratio", 1)
-    total = tokens * (3 * trunk + head + 2 * ratio * head)
+    total = tokens * 3 * trunk
+    total += tokens * head * (3 if ratio == 1 else 1 + 3 * ratio)
     if counted and arm.startswith("SLM"):
         total += ex.REF_TOKENS * 3 * (trunk + head) + tokens * (trunk + head)
     return 1e6 * total
