@@ -12,13 +12,12 @@ from functools import partial
 # little to spare.
 DEPTH = 2
 SHAPE = {"--batch_tokens": 2048, "--micro_batch": 16, "--warmup": 100, "--eval_interval": 500}
-RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2)  # learning rates: every arm has its choice of these
+RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2)  # learning rates: every arm of Fig 1 tries these
 NEAR = 0.02  # accuracies this close are alike: with 512 problems one standard error is 0.02
 REF_RATE = 6e-3
 REF_TOKENS = 2  # millions, as all token counts here
 TUNING_SEED = 0  # learning rates are chosen on it, so SEEDS leave it out
-SEEDS = (1, 2, 3, 4, 5)  # of the results; all but Fig 1 take three
-EARLIER = (0, 1, 2)  # of those whose runs are not all by the scripts as they are, see README.md
+SEEDS = (1, 2, 3, 4, 5)  # of the results; all but Fig 1 take the first three
 
 # ------------------------------------------------------------------------------ corpora
 PARTS = {"correct": 0.16, "wrong": 0.08, "prose": 0.3, "boilerplate": 0.11, "junk": 0.35}
@@ -156,37 +155,49 @@ WITHOUT_REF = ("random", "loss", "oracle")  # scores that ask nothing of a refer
 
 @dataclasses.dataclass
 class Arm:
+    """A method.
+
+    Its rates stand here as they were chosen, by Plan.best_rate from the runs of Plan.tuning: a run
+    that is made again ends a little elsewhere, which must not change the rates of all others.
+    """
     budgets: tuple
-    tuned_at: tuple  # the budgets at which a rate is chosen; it holds from there to the next
+    rates: dict  # {budget: the learning rate, chosen there, which holds up to the next}
     told: dict  # what train() is told besides the budget, the rate and the seed
-    more_rates: tuple = ()
+    more_rates: tuple = ()  # that it tries besides RATES
 
 
 ARMS = {
-    "CLM": Arm((2, 4, 8, 16), (4, 8), {}),
+    "CLM": Arm((2, 4, 8, 16), {4: 6e-3, 8: 3e-3}, {}),
     # The reference's kind of text is mixed into the pages.
-    "CLM + clean": Arm((2, 4, 8), (4,), {"data": (corpus("mixed"), "web")}),
-    SLM: Arm((0.5, 1, 1.5, 2, 4), (1, 2), {"ratio": 0.1}),
-    SLM_5: Arm((0.5, 1, 1.5, 2, 4), (1, 2), {"ratio": 0.05}),
-    RANDOM: Arm((2, 4), (2,), {"ratio": 0.1, "score": "random"}),
+    "CLM + clean": Arm((2, 4, 8), {4: 3e-3}, {"data": (corpus("mixed"), "web")}),
+    SLM: Arm((0.5, 1, 1.5, 2, 4), {1: 6e-3, 2: 6e-3}, {"ratio": 0.1}),
+    SLM_5: Arm((0.5, 1, 1.5, 2, 4), {1: 6e-3, 2: 3e-3}, {"ratio": 0.05}),
+    RANDOM: Arm((2, 4), {2: 3e-3}, {"ratio": 0.1, "score": "random"}),
     # Its best rate lay at the edge.
-    OWN_LOSS: Arm((2, 4), (2,), {"ratio": 0.1, "score": "loss"}, more_rates=(4.8e-2, 9.6e-2)),
+    OWN_LOSS: Arm((2, 4), {2: 2.4e-2}, {"ratio": 0.1, "score": "loss"}, (4.8e-2, 9.6e-2)),
     # 0.2 is the share of maths: at a lower ratio some of it would be left out at random.
-    ORACLE: Arm((0.5, 1, 1.5, 2, 4), (1, 2), {"ratio": 0.2, "score": "oracle"}),
+    ORACLE: Arm((0.5, 1, 1.5, 2, 4), {1: 3e-3, 2: 3e-3}, {"ratio": 0.2, "score": "oracle"}),
 }
 STUDY_TOKENS = 4  # the budget of the runs that Figs 3, 6, 7 and 8 look into
 SNAPSHOTS = 16  # checkpoints that these keep
 
 
+def rate_of(arm, tokens):
+    """The learning rate of an arm at a budget."""
+    rates = ARMS[arm].rates
+    at = max([at for at in rates if at <= tokens], default=min(rates))
+    return rates[at]
+
+
 class Plan:
-    """Makes runs, at the learning rates that are the best by the records so far, {name: record}."""
+    """Makes runs, and finds what their records, {name: record}, say."""
     def __init__(self, records, seeds, rates=RATES):
         self.records = records
         self.seeds = seeds
         self.rates = rates
 
     def student(self, arm, tokens, seed, lr=None, **changes):
-        """An arm at one budget, with a schedule of its own; at its best rate, if none is given.
+        """An arm at one budget, with a schedule of its own; at its own rate, if none is given.
 
         changes: what train() is told otherwise than by ARMS.
         """
@@ -195,7 +206,7 @@ class Plan:
             told["ref"] = None
         elif "ref" not in told:
             told["ref"] = partial(reference, depth=told.get("depth", DEPTH))
-        run = train(tokens=tokens, lr=lr or self.best_rate(arm, tokens), seed=seed, **told)
+        run = train(tokens=tokens, lr=lr or rate_of(arm, tokens), seed=seed, **told)
         if arm in ("CLM", SLM) and tokens == STUDY_TOKENS and not changes:
             run.flags["--snapshots"] = SNAPSHOTS
         return run
@@ -205,33 +216,16 @@ class Plan:
         return partial(self.student, arm, tokens, **changes)
 
     def tuning(self, arm, tokens):
-        """What the arm's rate is chosen from for budgets from `tokens` on, {rate: run}."""
+        """What the arm's rate for budgets from `tokens` on is chosen from, {rate: run}."""
         rates = self.rates + ARMS[arm].more_rates
         return {lr: self.student(arm, tokens, TUNING_SEED, lr) for lr in rates}
 
-    def tunings(self, arms, tokens):
-        """Those of some arms for budgets up to `tokens`, {(arm, budget): {rate: run}}."""
-        tunings = {}
-        for arm in arms:
-            tuned_at = ARMS[arm].tuned_at
-            for at in tuned_at:
-                if at <= max(tokens, tuned_at[0]):
-                    tunings[arm, f"at {at:g}M"] = self.tuning(arm, at)
-        return tunings
-
-    def best_rate(self, arm, tokens):
-        tuned_at = ARMS[arm].tuned_at
-        at = max([at for at in tuned_at if at <= tokens], default=tuned_at[0])
-        return self.choose(self.tuning(arm, at))
-
-    def choose(self, runs):
-        """The best rate of {rate: run}, and the middle one while some of them have no record.
+    def best_rate(self, runs):
+        """The best rate of {rate: run}.
 
         It is that of the lowest clean loss among those whose accuracy is within NEAR of the best.
         """
-        records = {lr: self.records.get(run.name) for lr, run in runs.items()}
-        if not all(records.values()):
-            return list(runs)[len(runs) // 2]
+        records = {lr: self.records[run.name] for lr, run in runs.items()}
         least = max(record["accuracy"] for record in records.values()) - NEAR
         good = [lr for lr, record in records.items() if record["accuracy"] >= least]
         return min(good, key=lambda lr: records[lr]["val_target"])
@@ -354,14 +348,11 @@ def base(seed):
 continued_reference = partial(reference, tokens=1, lr=3e-3, start=base)
 
 
-def continued(plan, arm, seed, lr=None, patch=None):
-    if lr is None:
-        lr = plan.choose(continued_tuning(plan, arm))
+CONTINUED_RATE = 3e-3  # chosen as those of ARMS, and the same one for CLM and for SLM
+
+
+def continued(plan, arm, seed, lr=CONTINUED_RATE, patch=None):
     return plan.student(arm, 1.5, seed, lr, ref=continued_reference, start=base, patch=patch)
-
-
-def continued_tuning(plan, arm):
-    return {lr: continued(plan, arm, TUNING_SEED, lr) for lr in plan.rates}
 
 
 def continual(plan):
@@ -399,49 +390,50 @@ def open_questions(plan):
     }
 
 
+# ------------------------------------------------------------------------------ choosing rates
+# Functions of a Plan that return what rates are chosen from, {(arm, budget, the rate that was
+# chosen): {rate: run}}.
+def fig1_tunings(plan):
+    return {(arm, tokens, rate): plan.tuning(arm, tokens)
+            for arm in ARMS for tokens, rate in ARMS[arm].rates.items()}
+
+
+def continual_tunings(plan):
+    def tuning(arm):
+        return {lr: continued(plan, arm, TUNING_SEED, lr) for lr in plan.rates}
+
+    return {(arm, 1.5, CONTINUED_RATE): tuning(arm) for arm in ("CLM", SLM)}
+
+
 # ------------------------------------------------------------------------------ the list
 @dataclasses.dataclass
 class Experiment:
-    """cells: a function of a Plan, see above.
-
-    tuned: the arms whose rates must be chosen and the budget up to which; or a function of a Plan
-    that returns what to choose from, {(row, remark): {rate: run}}.
-    """
+    """cells and tunings: functions of a Plan, see above."""
     title: str
     cells: Callable
-    tuned: Callable | tuple
     seeds: tuple = SEEDS[:3]
+    tunings: Callable = lambda plan: {}
 
-    def tunings(self, plan):
-        if callable(self.tuned):
-            return self.tuned(plan)
-        return plan.tunings(*self.tuned)
-
-    def stages(self, plan):
-        """Its runs, in two lists: the rates of the second follow from the records of the first."""
-        yield [run for runs in self.tunings(plan).values() for run in runs.values()]
+    def runs(self, plan):
+        """All of its runs, seed by seed."""
+        runs = [run for tuning in self.tunings(plan).values() for run in tuning.values()]
         cells = self.cells(plan)
-        yield [make(seed) for seed in plan.seeds for make in cells.values()]
+        return runs + [make(seed) for seed in plan.seeds for make in cells.values()]
 
 
-def continued_tunings(plan):
-    return {(arm, "at 1.5M"): continued_tuning(plan, arm) for arm in ("CLM", SLM)}
-
-
-STUDIED = (("CLM", SLM), STUDY_TOKENS)
 EXPERIMENTS = {
-    "fig1": Experiment("Fig 1, Table 1: tokens to accuracy", fig1, (ARMS, 16), SEEDS),
-    "noise": Experiment("share and kind of noise, size", noise, (("CLM", SLM), 4)),
-    "fig3": Experiment("Fig 3: four kinds of token by their loss", study, STUDIED),
-    "fig6": Experiment("Fig 6: loss of selected and other tokens", study, STUDIED),
-    "fig7": Experiment("Fig 7: loss against accuracy", study, STUDIED),
-    "fig8": Experiment("Fig 8: what is selected when", study, STUDIED),
-    "fig9": Experiment("Fig 9: the ratio", fig9, (("CLM", SLM, RANDOM), 1.5)),
-    "tab34": Experiment("Tables 3 and 4: self-reference", tab34, (("CLM", SLM), 2), EARLIER),
-    "tab5": Experiment("Table 5: weak-to-strong", tab5, (("CLM", SLM), 1.5)),
-    "continual": Experiment("Fig 5: continual pretraining", continual, continued_tunings, EARLIER),
-    "tab2": Experiment("Table 2: fine-tuning afterwards", tab2, STUDIED),
-    "pages": Experiment("Figs 11-14: coloured pages", coloured_pages, STUDIED, SEEDS[:1]),
-    "open": Experiment("what the papers leave open", open_questions, ((SLM,), 1)),
-    "hurts": Experiment("when SLM hurts", hurts, (("CLM", SLM, RANDOM, OWN_LOSS), 2)),
+    "fig1": Experiment("Fig 1, Table 1: tokens to accuracy", fig1, SEEDS, fig1_tunings),
+    "noise": Experiment("share and kind of noise, size", noise),
+    "fig3": Experiment("Fig 3: four kinds of token by their loss", study),
+    "fig6": Experiment("Fig 6: loss of selected and other tokens", study),
+    "fig7": Experiment("Fig 7: loss against accuracy", study),
+    "fig8": Experiment("Fig 8: what is selected when", study),
+    "fig9": Experiment("Fig 9: the ratio", fig9),
+    "tab34": Experiment("Tables 3 and 4: self-reference", tab34),
+    "tab5": Experiment("Table 5: weak-to-strong", tab5),
+    "continual": Experiment("Fig 5: continual pretraining", continual, tunings=continual_tunings),
+    "tab2": Experiment("Table 2: fine-tuning afterwards", tab2),
+    "pages": Experiment("Figs 11-14: coloured pages", coloured_pages, SEEDS[:1]),
+    "open": Experiment("what the papers leave open", open_questions),
+    "hurts": Experiment("when SLM hurts", hurts),
 }

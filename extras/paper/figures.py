@@ -97,14 +97,15 @@ def curve(plan, cells, row, key):
 
 
 def rates_table(plan, name):
-    """What every learning rate gave, and which one was chosen."""
+    """What every learning rate gave, which one was chosen, and which one would be by these runs."""
     tunings = ex.EXPERIMENTS[name].tunings(plan)
     rates = sorted({lr for runs in tunings.values() for lr in runs})
     rows = []
-    for row, runs in tunings.items():
+    for (arm, tokens, chosen), runs in tunings.items():
         words = {lr: rate_words(plan.records[run.name]) for lr, run in runs.items()}
-        rows.append([*row, *(words.get(lr, "–") for lr in rates), f"{plan.choose(runs):g}"])
-    return table(["", "", *(f"{lr:g}" for lr in rates), "chosen"], rows)
+        rows.append([arm, f"{tokens:g}M", *(words.get(lr, "–") for lr in rates),
+                     f"{chosen:g}", f"{plan.best_rate(runs):g}"])
+    return table(["", "at", *(f"{lr:g}" for lr in rates), "chosen", "best here"], rows)
 
 
 def rate_words(record):
@@ -601,7 +602,7 @@ def draw(lab, names, document):
     tables = {}
     for name in names:
         lab.turn_to(name)
-        runs = [run for stage in ex.EXPERIMENTS[name].stages(lab.plan) for run in stage]
+        runs = ex.EXPERIMENTS[name].runs(lab.plan)
         missing = sum(not lab.is_done(run) for run in runs)
         try:
             if missing:

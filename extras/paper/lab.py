@@ -301,15 +301,13 @@ def make_lab(args):
 def all_runs(lab, name):
     """The runs of an experiment, and what they need."""
     lab.turn_to(name)
-    runs = [run for stage in EXPERIMENTS[name].stages(lab.plan) for run in stage]
-    return lab.with_needs(runs).values()
+    return lab.with_needs(EXPERIMENTS[name].runs(lab.plan)).values()
 
 
 def run_experiment(lab, name):
     """Run what is missing of it."""
     lab.turn_to(name)
-    for stage in EXPERIMENTS[name].stages(lab.plan):
-        lab.run(stage)
+    lab.run(EXPERIMENTS[name].runs(lab.plan))
 
 
 def show_list(lab):
