@@ -38,7 +38,7 @@ def useful(correct):
 
 CORPORA = {  # name: flags of data.py
     "default": {"--web_tokens": "8M"},
-    # 2M of 10M are clean problems: as many as the reference reads.
+    # A fifth is clean problems: other ones than the reference reads, of the same templates.
     "mixed": {"--web_tokens": "8M", "--clean_share": "0.2"},
     "useful 3 %": useful(0.03),
     "useful 10 %": useful(0.1),
@@ -168,7 +168,7 @@ class Arm:
 
 ARMS = {
     "CLM": Arm((2, 4, 8, 16), {4: 6e-3, 8: 3e-3}, {}),
-    # The reference's kind of text is mixed into the pages.
+    # Text of the reference's kind is mixed into the pages.
     "CLM + clean": Arm((2, 4, 8), {4: 3e-3}, {"data": (corpus("mixed"), "web")}),
     SLM: Arm((0.5, 1, 1.5, 2, 4), {1: 6e-3, 2: 6e-3}, {"ratio": 0.1}),
     SLM_5: Arm((0.5, 1, 1.5, 2, 4), {1: 6e-3, 2: 3e-3}, {"ratio": 0.05}),

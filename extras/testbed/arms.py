@@ -196,7 +196,7 @@ def function_of(expression):
     try:
         numbers = function(MadeUp())
         fits = torch.is_tensor(numbers) and numbers.shape == (MadeUp.N,)
-    except Exception as e:  # whatever a typed expression can do wrong
+    except (Exception, SystemExit) as e:  # whatever a typed expression can do wrong
         why = f"{type(e).__name__}: {e}".splitlines()[0].replace("'MadeUp' object", "t")
         raise ValueError(f"{expression!r} does not work ({why}): t has loss, ref_loss, "
                          "ref_entropy, entropy, old_loss, second_loss, kind and random(), one "
@@ -223,6 +223,16 @@ def check(what, expression):
     if what != "score" and (numbers < 0).any():
         raise ValueError(f"{expression!r} is below 0 for some tokens; --{what} must be 0 or more, "
                          "by .clamp(min=0) perhaps.")
+
+
+def check_all(score="", weight="", distil=""):
+    """The same for the expressions of one method. ValueError also if it trains on nothing."""
+    check("score", score)
+    check("weight", weight)
+    check("distil", distil)
+    learns_from = [function_of(text)(MadeUp()) for text in (weight, distil) if text]
+    if learns_from and not any(numbers.any() for numbers in learns_from):
+        raise ValueError(f"The weight {weight!r} is 0 for all tokens, so nothing would be learnt.")
 
 
 class MadeUp(Tokens):

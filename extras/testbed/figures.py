@@ -59,18 +59,20 @@ def complete_rows(bench, tokens, some=ARMS):
 
 
 def times_fewer(bench, arm, records, tokens):
-    """How many times fewer tokens than CLM to CLM's last loss on answers, in words."""
+    """How many times fewer tokens than CLM to CLM's last loss on answers: what measure.times_fewer
+    says, or None while CLM lacks a seed."""
     if arm == CLM:
-        return "1"
+        return 1, 1, 1
     baseline = [record["curve"] for record in bench.of(CLM, tokens)]
     if len(baseline) < len(bench.setting.seeds):
-        return "–"
-    found = measure.times_fewer(baseline, [record["curve"] for record in records])
-    return fewer_words(*found, bench.setting.probes)
+        return None
+    return measure.times_fewer(baseline, [record["curve"] for record in records])
 
 
 def fewer_words(middle, low, high, most):
     """What measure.times_fewer says, in words; `most` is what the first point of a curve says."""
+    if low == middle == high == 1:
+        return "1"
     if np.isnan(middle):
         return "not reached"
     if middle == most:
@@ -88,6 +90,19 @@ def cost(bench, arm, records, tokens):
     if training is None:
         return "–"
     return f"{training / clm:.2f}, {everything / clm:.2f}"
+
+
+def cost_to_clm(bench, arm, records, tokens, fewer):
+    """All operations to CLM's last loss on answers over those of CLM, in words.
+
+    fewer: how many times fewer tokens that takes.
+    """
+    clm, _ = measure.operations(CLM, bench.setting, tokens)
+    _, everything = measure.operations(arm, bench.setting, tokens / fewer, kept_all(records))
+    if everything is None or np.isnan(fewer):
+        return "–"
+    more = " or less" if fewer == bench.setting.probes else ""
+    return f"{everything / clm:.2f}{more}"
 
 
 def less(records, others):
@@ -130,6 +145,7 @@ def result_row(bench, arm, records, tokens, is_tuned):
     rate = f"{records[0]['rate']:g}"
     if not is_tuned:
         rate += " (not tuned)"
+    fewer = times_fewer(bench, arm, records, tokens)
     return [
         arm.name,
         answers_words(records),
@@ -137,14 +153,16 @@ def result_row(bench, arm, records, tokens, is_tuned):
         f"{mean(records, 'accuracy'):.1%}",
         f"{mean(records, 'clean'):.3f}",
         f"{mean(records, 'all'):.2f}",
-        times_fewer(bench, arm, records, tokens),
+        fewer_words(*fewer, bench.setting.probes) if fewer else "–",
         cost(bench, arm, records, tokens),
+        cost_to_clm(bench, arm, records, tokens, fewer[0]) if fewer else "–",
         rate,
     ]
 
 
 RESULT_HEAD = ["arm", "loss on answers", "less SLM 0.2, by seed", "accuracy", "clean loss",
-               "loss on all", "times fewer tokens than CLM", "operations: training, all", "rate"]
+               "loss on all", "times fewer tokens than CLM", "operations: training, all",
+               "all to CLM's loss", "rate"]
 
 
 def result_table(bench, tokens):

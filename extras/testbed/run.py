@@ -13,6 +13,7 @@ and a run that was stopped is begun anew. Checkpoints and corpora are in out/tes
 import argparse
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -294,9 +295,9 @@ def parse_args(argv=None):
     flag("--ratio", type=float, help="of --score and of --patch (default 0.2)")
     flag("--memory", type=float, help="of the student's average, t.old_loss (default 0.95)")
     flag("--second", choices=("web", "start"), help="behind t.second_loss (default web)")
-    flag("--rates", type=float, nargs="+", default=arms.RATES, help="learning rates to choose from")
+    flag("--rates", type=float, nargs="+", help="learning rates to choose from (6e-3 1.2e-2)")
     flag("--only", nargs="+", metavar="ARM", help="of table: the names of arms of arms.py")
-    flag("--jobs", type=int, default=os.cpu_count(), help="runs at a time (default: one a core)")
+    flag("--jobs", type=int, help="runs at a time (default: one a core)")
     flag("--quick", action="store_true", help="tiny runs, which are no results, in out/")
     words = sys.argv[1:] if argv is None else list(argv)
     for name in ("--score", "--weight", "--distil"):
@@ -305,11 +306,16 @@ def parse_args(argv=None):
             words[i:i + 2] = [f"{name}={words[i + 1]}"]
     args = parser.parse_args(words)
     check_flags(parser, args)
+    args.jobs = os.cpu_count() if args.jobs is None else args.jobs
     args.ratio = 0.2 if args.ratio is None else args.ratio
     if not 0 < args.ratio <= 1:
         parser.error("--ratio must be above 0 and at most 1")
     if args.memory is not None and not 0 < args.memory < 1:
         parser.error("--memory must be above 0 and below 1")
+    if not all(0 < rate < 1 for rate in args.rates or arms.RATES):
+        parser.error("--rates must be above 0 and below 1")
+    if args.jobs < 1:
+        parser.error("--jobs must be at least 1")
     return args
 
 
@@ -326,6 +332,10 @@ def check_flags(parser, args):
         parser.error("--distil counts beside --weight: give that too, 0 for distillation alone")
     if args.only and args.what != "table":
         parser.error("--only is of table")
+    if args.what and (args.ratio is not None or args.rates):
+        parser.error("--ratio and --rates are of a method that you try")
+    if args.what == "draw" and args.jobs is not None:
+        parser.error("--jobs is of runs, and draw makes none")
     expressions = args.score + args.weight + args.distil
     for name, column in (("memory", "t.old_loss"), ("second", "t.second_loss")):
         if getattr(args, name) is not None and column not in expressions:
@@ -334,8 +344,7 @@ def check_flags(parser, args):
 
 def yours(args):
     """The arm that the flags describe. ValueError before anything is trained if it cannot be."""
-    for name in ("score", "weight", "distil"):
-        arms.check(name, getattr(args, name))
+    arms.check_all(args.score, args.weight, args.distil)
     if args.patch and not Path(args.patch).is_file():
         raise ValueError(f"There is no patch {args.patch}.")
     expressions = args.score + args.weight + args.distil
@@ -343,7 +352,7 @@ def yours(args):
     second = (args.second or "web") if "t.second_loss" in expressions else ""
     arm = Arm(
         "yours", args.score, args.weight, args.distil, ratio=args.ratio, memory=memory,
-        second=second, patch=args.patch, rates=tuple(args.rates))
+        second=second, patch=args.patch, rates=tuple(args.rates or arms.RATES))
     with tempfile.TemporaryDirectory() as folder:
         processes.make_fork(arm.patches, Path(folder) / "core")
     return arm
@@ -353,6 +362,8 @@ def main():
     args = parse_args()
     if not args.what:
         arm = yours(args)
+    if not importlib.util.find_spec("matplotlib"):
+        raise ValueError("The figures need matplotlib: pip install matplotlib")
     processes.stop_by_exception()
     setting = Setting()
     work = ROOT / "out/testbed"

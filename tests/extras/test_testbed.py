@@ -120,6 +120,8 @@ def test_a_changed_expression_is_another_run(bed):
     (["--score", "t.loss > 1"], "cannot rank"),
     (["--weight", "t.loss - t.ref_loss"], "0 or more"),
     (["--weight", "0", "--distil", "-t.loss"], "0 or more"),
+    (["--weight", "0 * t.loss"], "nothing would be learnt"),
+    (["--score", "exit()"], "does not work"),
     (["--patch", "none.patch"], "no patch"),
 ])
 def test_a_bad_method_is_one_sentence_before_any_training(bed, flags, words, monkeypatch):
@@ -134,6 +136,8 @@ def test_a_bad_method_is_one_sentence_before_any_training(bed, flags, words, mon
     ["--weight", "1", "--ratio", "0.4"], ["--score", "t.loss", "--weight", "1"], ["draw", "--only",
     "CLM"], ["--score", "t.loss", "--distil", "1"], [], ["table", "--score", "t.loss"],
     ["--score", "t.loss", "--memory", "0.9"], ["--score", "t.loss", "--second", "start"],
+    ["--score", "t.loss", "--rates", "nan"], ["--score", "t.loss", "--jobs", "0"],
+    ["draw", "--ratio", "0.4"], ["draw", "--jobs", "1"], ["table", "--rates", "0.1"],
 ])
 def test_flags_that_would_do_nothing_are_refused(bed, flags):
     with pytest.raises(SystemExit):
