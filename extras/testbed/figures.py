@@ -316,41 +316,54 @@ def dot_plot(bench, rows, tokens, file, title):
 
 
 OPERATIONS_UP_TO = 1.3  # arms of a higher loss are not drawn
-# Arms whose dots have their names, left or right of them.
-NAMED = {"CLM": "right", "SLM 0.05": "left", "SLM 0.2": "left", "SLM 0.6": "right",
-         "random": "left", "oracle": "right", "CLM + clean text": "right", "distillation": "right",
+# Arms that have names, left or right of what they are at the larger budget.
+NAMED = {"CLM": "right", "SLM 0.05": "left", "SLM 0.1": "right", "SLM 0.2": "right",
+         "random": "right", "oracle": "left", "CLM + clean text": "left", "distillation": "right",
          "distillation alone": "right", "from the reference's weights": "left",
-         "L web - R": "right", "no junk, no wrong": "right"}
+         "L web - R": "left", "no junk, no wrong": "left"}
 
 
 def draw_operations(bench, file):
     """Loss on answers against all operations, references and scoring counted, at both budgets."""
     plt = pyplot()
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.5, 5), layout="constrained")
     clm, _ = measure.operations(CLM, bench.setting, bench.setting.budgets[0])
-    for tokens, mark in zip(bench.setting.budgets, "os", strict=True):
-        for arm, records in complete_rows(bench, tokens):
-            _, needed = measure.operations(arm, bench.setting, tokens, kept_all(records))
-            if needed is None:
-                continue
-            loss = mean(records, "answers")
-            if loss > OPERATIONS_UP_TO:
-                continue
-            axes.plot(needed / clm, loss, mark, ms=4, color=COLOURS[arm.group])
-            if arm.name in NAMED:
-                offset, side = (5, "left") if NAMED[arm.name] == "right" else (-5, "right")
-                axes.annotate(arm.name, (needed / clm, loss), (offset, 0), fontsize=7, ha=side,
-                              va="center", textcoords="offset points")
+    seen = set()
+    for arm in ARMS:
+        points = []  # (operations, loss) at each budget
+        for tokens in bench.setting.budgets:
+            records = bench.of(arm, tokens)
+            if len(records) == len(bench.setting.seeds):
+                _, needed = measure.operations(arm, bench.setting, tokens, kept_all(records))
+                loss = mean(records, "answers")
+                if needed is not None and loss <= OPERATIONS_UP_TO:
+                    points.append((needed / clm, loss))
+        if not points:
+            continue
+        colour = COLOURS[arm.group]
+        if arm.group not in seen:
+            axes.plot([], [], "o", ms=5, color=colour, label=WORDS.get(arm.group, arm.group))
+            seen.add(arm.group)
+        if arm.name in NAMED:
+            axes.plot(*zip(*points, strict=True), "-", lw=0.8, color=colour, zorder=3)
+            axes.plot(*points[0], "o", ms=5, color=colour, zorder=4)
+            axes.plot(*points[-1], "s", ms=5, color=colour, zorder=4)
+            offset, side = (6, "left") if NAMED[arm.name] == "right" else (-6, "right")
+            axes.annotate(arm.name, points[-1], (offset, 0), fontsize=8, ha=side, va="center",
+                          textcoords="offset points", zorder=5)
+        else:
+            axes.plot(*zip(*points, strict=True), ".", ms=4, alpha=0.35, color=colour)
     axes.loglog()
-    axes.set_xlim(0.6, 6)
+    axes.set_xlim(0.6, 7.5)
     for axis in (axes.xaxis, axes.yaxis):
         plain_ticks(axis)
     axes.set_xlabel("operations, references and scoring counted; CLM at the smaller budget is 1")
     axes.set_ylabel("loss on answers")
-    axes.set_title("dots: the smaller budget; squares: the larger; up to 1.3 nats, some with names",
-                   fontsize=9)
+    axes.set_title(f"from the smaller budget (dot) to the larger (square), up to "
+                   f"{OPERATIONS_UP_TO} nats; small dots: other arms", fontsize=9)
     axes.grid(color="#eeeeee")
     axes.set_axisbelow(True)
+    figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=4)
     figure.savefig(file, dpi=150)
     plt.close(figure)
 
