@@ -168,11 +168,18 @@ def save(lab, fig, name):
 
 
 def draw_line(ax, x, values, name, style, scale=1):
-    """Means of [the values of each seed, for each point], with bars of one standard deviation."""
+    """Means of [the values of each seed, for each point], with bars of their 95 % intervals."""
     colour, mark = style
-    means = [scale * mean(seeds) for seeds in values]
-    bars = [scale * statistics.stdev(seeds) if len(seeds) > 1 else 0 for seeds in values]
+    means = scale * np.array([mean(seeds) for seeds in values])
+    low, high = scale * np.array([interval_of_mean(seeds) for seeds in values]).T
+    bars = np.maximum((means - low, high - means), 0)  # rounding can make one of them negative
     ax.errorbar(x, means, bars, color=colour, marker=mark, label=name, elinewidth=1, capsize=2)
+
+
+def interval_of_mean(values):
+    """95 % of the mean under a bootstrap over seeds, of all draws."""
+    draws = itertools.product(values, repeat=len(values))
+    return np.quantile(list(map(mean, draws)), (0.025, 0.975))
 
 
 def draw_band(ax, x, rows, name, style):
@@ -211,7 +218,7 @@ def draw_fig1(lab, cells):
     for number, arm in enumerate(ex.ARMS):
         budgets, accuracy = curve(lab.plan, cells, arm, "accuracy")
         _, loss = curve(lab.plan, cells, arm, "val_target")
-        apart = 1.02 ** (number - 3) * np.array(budgets)  # so that bars do not hide one another
+        apart = 1.01 ** (number - 3) * np.array(budgets)  # so that bars do not hide one another
         cost = [measure.operations(arm, tokens, counted=True) / 1e12 for tokens in budgets]
         draw_line(axes[0], apart, accuracy, arm, STYLE[arm], scale=100)
         draw_line(axes[1], apart, loss, arm, STYLE[arm])
