@@ -100,18 +100,9 @@ class Lab:
         return threads + shlex.join(["python", *self.words(run)])
 
     # -------------------------------------------------------------------------- what is there
-    def made_by(self, run):
-        """The command that made the record of a run; None if there is no record.
-
-        Those made with an earlier version of the scripts have it as "recorded_command".
-        """
-        record = self.records.get(run.name, {})
-        return record.get("command") or record.get("recorded_command")
-
     def is_done(self, run):
-        """Whether there is a record of the command as it is now, or one of an earlier version's."""
-        record = self.records.get(run.name, {})
-        return "recorded_command" in record or record.get("command") == self.command(run)
+        """Whether there is a record of the command as it is now."""
+        return self.records.get(run.name, {}).get("command") == self.command(run)
 
     def has_files(self, run):
         """Whether its folder is still there: a fresh clone has the records alone."""

@@ -33,11 +33,11 @@ def measured(lab, key, runs, compute):
     """
     file = lab.results / "measures.json"
     measures = json.loads(file.read_text()) if file.exists() else {}
-    if key not in measures or measures[key]["commands"] != [lab.made_by(run) for run in runs]:
+    if key not in measures or measures[key]["commands"] != [lab.command(run) for run in runs]:
         if not lab.may_run and not all(lab.has_files(run) for run in runs):
             raise Gone(f"the checkpoints for {key} are gone; without --draw they are made again")
         lab.run(runs, files=True)
-        commands = [lab.made_by(run) for run in runs]
+        commands = [lab.command(run) for run in runs]
         measures[key] = {"commands": commands, "values": rounded(compute(lab, runs))}
         write(file, measures)
     return measures[key]["values"]
@@ -53,7 +53,7 @@ def forget(lab, runs):
     """Remove what was measured on any of these runs."""
     file = lab.results / "measures.json"
     if file.exists():
-        gone = {lab.made_by(run) for run in runs}
+        gone = {lab.command(run) for run in runs}
         measures = json.loads(file.read_text())
         kept = {key: m for key, m in measures.items() if gone.isdisjoint(m["commands"])}
         write(file, kept)

@@ -103,7 +103,6 @@ def test_the_commands_parse(paper, results, tmp_path, monkeypatch):
 
 # ------------------------------------------------------------------------------ records
 def test_every_run_is_recorded(paper, results):
-    """By name if an earlier version of the scripts made it, else by the command as it is."""
     lab = paper.lab.Lab("out/paper", results)
     for name in paper.experiments.EXPERIMENTS:
         assert lab.missing(paper.lab.all_runs(lab, name)) == [], name
