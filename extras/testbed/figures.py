@@ -59,8 +59,10 @@ def complete_rows(bench, tokens, some=ARMS):
 
 
 def times_fewer(bench, arm, records, tokens):
-    """How many times fewer tokens than CLM to CLM's last loss on answers: what measure.times_fewer
-    says, or None while CLM lacks a seed."""
+    """How many times fewer tokens than CLM to CLM's last loss on answers, see measure.times_fewer.
+
+    None while CLM lacks a seed.
+    """
     if arm == CLM:
         return 1, 1, 1
     baseline = [record["curve"] for record in bench.of(CLM, tokens)]
