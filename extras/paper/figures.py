@@ -176,10 +176,18 @@ def draw_line(ax, x, values, name, style, scale=1):
     ax.errorbar(x, means, bars, color=colour, marker=mark, label=name, elinewidth=1, capsize=2)
 
 
+def bootstrap(n, of_draw):
+    """95 % of of_draw(seeds) when n seeds, range(n), are drawn with replacement in every way.
+
+    With five seeds these are 3,125 draws.
+    """
+    draws = itertools.product(range(n), repeat=n)
+    return np.quantile([of_draw(drawn) for drawn in draws], (0.025, 0.975))
+
+
 def interval_of_mean(values):
-    """95 % of the mean under a bootstrap over seeds, of all draws."""
-    draws = itertools.product(values, repeat=len(values))
-    return np.quantile(list(map(mean, draws)), (0.025, 0.975))
+    """95 % of the mean of the values of seeds."""
+    return bootstrap(len(values), lambda drawn: mean([values[i] for i in drawn]))
 
 
 def draw_band(ax, x, rows, name, style):
@@ -296,13 +304,12 @@ def factor_interval(budget, budgets, values, rivals, falling):
 
     values: those of each seed, for each budget; rivals: those of each seed at the rival's budget.
     """
-    n = len(rivals)
-    factors = []
-    for drawn in itertools.product(range(n), repeat=n):  # all of them: 3,125 with five seeds
+    def factor(drawn):
         means = [mean([seeds[i] for i in drawn]) for seeds in values]
         level = mean([rivals[i] for i in drawn])
-        factors.append(times_fewer(budget, budgets, means, level, falling)[0])
-    return np.quantile(factors, (0.025, 0.975))
+        return times_fewer(budget, budgets, means, level, falling)[0]
+
+    return bootstrap(len(rivals), factor)
 
 
 def end_table(lab, cells):

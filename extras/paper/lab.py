@@ -295,12 +295,6 @@ def all_runs(lab, name):
     return lab.with_needs(EXPERIMENTS[name].runs(lab.plan)).values()
 
 
-def run_experiment(lab, name):
-    """Run what is missing of it."""
-    lab.turn_to(name)
-    lab.run(EXPERIMENTS[name].runs(lab.plan))
-
-
 def show_list(lab):
     for name, experiment in EXPERIMENTS.items():
         runs = all_runs(lab, name)
@@ -329,7 +323,8 @@ def main():
         lab.forget(runs)
     for name in args.names:
         if lab.may_run:
-            run_experiment(lab, name)
+            lab.turn_to(name)
+            lab.run(EXPERIMENTS[name].runs(lab.plan))
     for name, why in figures.draw(lab, args.names, document).items():
         print(f"{name} is not drawn: {why}.")
     print(f"The figures are in {lab.results}, the tables in {document}.")

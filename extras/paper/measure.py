@@ -33,11 +33,11 @@ def measured(lab, key, runs, compute):
     """
     file = lab.results / "measures.json"
     measures = json.loads(file.read_text()) if file.exists() else {}
-    if key not in measures or measures[key]["commands"] != [lab.command(run) for run in runs]:
+    commands = [lab.command(run) for run in runs]
+    if key not in measures or measures[key]["commands"] != commands:
         if not lab.may_run and not all(lab.has_files(run) for run in runs):
             raise Gone(f"the checkpoints for {key} are gone; without --draw they are made again")
         lab.run(runs, files=True)
-        commands = [lab.command(run) for run in runs]
         measures[key] = {"commands": commands, "values": rounded(compute(lab, runs))}
         write(file, measures)
     return measures[key]["values"]

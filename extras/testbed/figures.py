@@ -85,13 +85,17 @@ def fewer_words(middle, low, high, most):
     return f"{middle:.1f} ({lowest} to {high:.1f})"
 
 
+def operations(bench, arm, records, tokens, of_clm):
+    """measure.operations over those of CLM for `of_clm` tokens: (of training, all)."""
+    clm, _ = measure.operations(CLM, bench.setting, of_clm)
+    found = measure.operations(arm, bench.setting, tokens, kept_all(records))
+    return tuple(None if number is None else number / clm for number in found)
+
+
 def cost(bench, arm, records, tokens):
     """Operations over CLM's at the same budget, in words: of training, and of everything."""
-    clm, _ = measure.operations(CLM, bench.setting, tokens)
-    training, everything = measure.operations(arm, bench.setting, tokens, kept_all(records))
-    if training is None:
-        return "–"
-    return f"{training / clm:.2f}, {everything / clm:.2f}"
+    training, everything = operations(bench, arm, records, tokens, tokens)
+    return "–" if training is None else f"{training:.2f}, {everything:.2f}"
 
 
 def cost_to_clm(bench, arm, records, tokens, fewer):
@@ -99,12 +103,11 @@ def cost_to_clm(bench, arm, records, tokens, fewer):
 
     fewer: how many times fewer tokens that takes.
     """
-    clm, _ = measure.operations(CLM, bench.setting, tokens)
-    _, everything = measure.operations(arm, bench.setting, tokens / fewer, kept_all(records))
+    _, everything = operations(bench, arm, records, tokens / fewer, tokens)
     if everything is None or np.isnan(fewer):
         return "–"
     more = " or less" if fewer == bench.setting.probes else ""
-    return f"{everything / clm:.2f}{more}"
+    return f"{everything:.2f}{more}"
 
 
 def less(records, others):
@@ -329,17 +332,15 @@ def draw_operations(bench, file):
     """Loss on answers against all operations, references and scoring counted, at both budgets."""
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(7.5, 5), layout="constrained")
-    clm, _ = measure.operations(CLM, bench.setting, bench.setting.budgets[0])
+    points_of = {arm: [] for arm in ARMS}  # (operations, loss) at each budget
+    for tokens in bench.setting.budgets:
+        for arm, records in complete_rows(bench, tokens):
+            _, needed = operations(bench, arm, records, tokens, bench.setting.budgets[0])
+            loss = mean(records, "answers")
+            if needed is not None and loss <= OPERATIONS_UP_TO:
+                points_of[arm].append((needed, loss))
     seen = set()
-    for arm in ARMS:
-        points = []  # (operations, loss) at each budget
-        for tokens in bench.setting.budgets:
-            records = bench.of(arm, tokens)
-            if len(records) == len(bench.setting.seeds):
-                _, needed = measure.operations(arm, bench.setting, tokens, kept_all(records))
-                loss = mean(records, "answers")
-                if needed is not None and loss <= OPERATIONS_UP_TO:
-                    points.append((needed / clm, loss))
+    for arm, points in points_of.items():
         if not points:
             continue
         colour = COLOURS[arm.group]

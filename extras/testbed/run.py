@@ -110,7 +110,7 @@ class Bench:
             for run in self.wanted(arm, tokens):
                 if run.id in self.records or run.id in busy:
                     continue
-                missing = [need for need in self.needs(run) if not self.is_there(need)]
+                missing = [need for need in self.inputs(run).values() if not self.is_there(need)]
                 if not missing:
                     return run
                 for need in missing:
@@ -118,17 +118,21 @@ class Bench:
                         return need
         return None
 
-    def needs(self, run):
-        """The runs whose checkpoints a run reads."""
+    def inputs(self, run):
+        """The runs whose checkpoints a run reads, {flag of the script: run}."""
         arm = run.arm
-        needs = []
-        if arm.asks_reference or arm.patch or arm.start == "ref":
-            needs.append(self.reference(run.seed))
-        if arm.second == "web" or arm.start == "web":
-            needs.append(self.web_model(run.seed))
+        inputs = {}
+        if arm.asks_reference or arm.patch:
+            inputs["--ref"] = self.reference(run.seed)
+        if arm.second == "web":
+            inputs["--second"] = self.web_model(run.seed)
         if arm.second == "start":
-            needs.append(self.first_weights(run.seed))
-        return needs
+            inputs["--second"] = self.first_weights(run.seed)
+        if arm.start == "ref":
+            inputs["--init_from"] = self.reference(run.seed)
+        if arm.start == "web":
+            inputs["--init_from"] = self.web_model(run.seed)
+        return inputs
 
     def reference(self, seed):
         """The reference of a seed."""
@@ -216,11 +220,8 @@ class Bench:
         script = "train_ref.py"
         if arm.expressions or arm.patch:
             script = "train_slm.py"
-            flags |= self.selection_flags(arm, run.seed, (code / script).read_text())
-        if arm.start == "ref":
-            flags["--init_from"] = str(self.folder(self.reference(run.seed)))
-        if arm.start == "web":
-            flags["--init_from"] = str(self.folder(self.web_model(run.seed)))
+            flags |= self.selection_flags(arm, (code / script).read_text())
+        flags |= {flag: str(self.folder(made)) for flag, made in self.inputs(run).items()}
         flags |= {"--snapshots": probes, "--data": str(corpus), "--target": str(plain / "ref"),
                   "--out": str(self.folder(run))}
         return {"code": str(code), "script": script, "flags": flags, "web": str(plain / "web"),
@@ -228,19 +229,13 @@ class Bench:
                 "setting": dataclasses.asdict(self.setting),
                 "record": f"{self.folder(run)}.json"}
 
-    def selection_flags(self, arm, seed, script):
+    def selection_flags(self, arm, script):
         """The flags of train_slm.py that make the selection; `script` is its text, patched."""
         flags = {}
-        if arm.asks_reference or arm.patch:
-            flags["--ref"] = str(self.folder(self.reference(seed)))
         if arm.score or arm.weight:
             flags["--score"] = "expression"
         if arm.distil:
             flags["--distil"] = "distil"
-        if arm.second == "web":
-            flags["--second"] = str(self.folder(self.web_model(seed)))
-        if arm.second == "start":
-            flags["--second"] = str(self.folder(self.first_weights(seed)))
         # A patch may have taken one of these flags away.
         told = {"--ratio": arm.ratio, "--divide": arm.divide, "--memory": arm.memory}
         return flags | {flag: value for flag, value in told.items() if f'"{flag}"' in script}

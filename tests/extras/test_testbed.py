@@ -276,7 +276,8 @@ def test_a_later_student_begins_as_a_model_of_the_noisy_text(bed, corpus, tmp_pa
     arm = next(arm for arm in bed.arms.LATER if arm.second)
     run = bed.run.Run(arm, 4096, 6e-3, 3)
     model = bench.web_model(3)
-    assert model.seed == 1003 and bench.needs(run) == [model]
+    assert model.seed == 1003
+    assert bench.inputs(run) == {"--second": model, "--init_from": model}
     flags = bench.spec(run)["flags"]
     assert flags["--init_from"] == flags["--second"] == str(bench.folder(model))
 
